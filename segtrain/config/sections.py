@@ -1,0 +1,27 @@
+"""The common base of the configuration sections: frozen, strict, nothing unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists into tuples, at any depth: a frozen section holds nothing that can change."""
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys and loosely typed values are errors."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _freeze_lists(cls, values: Any) -> Any:
+        return _tuples(values) if isinstance(values, dict) else values

@@ -1,0 +1,102 @@
+"""The schema of the training augmentations: one section for each name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from segtrain.config.sections import Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class RandomScale(Section):
+    """Resize image and mask by a factor drawn log-uniformly from `limits`."""
+
+    name: Literal["random_scale"]
+    limits: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    p: Probability = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RandomScale:
+        if self.limits[0] > self.limits[1]:
+            raise ValueError(f"limits are [smallest, largest], found {list(self.limits)}")
+        return self
+
+
+class Crop(Section):
+    """Cut a random window of `size` [height, width]; smaller images are padded first."""
+
+    name: Literal["crop"]
+    size: Size
+
+
+class Pad(Section):
+    """Pad to at least `size` [height, width]: image with zeros, mask with ignore_index."""
+
+    name: Literal["pad"]
+    size: Size
+
+
+class HorizontalFlip(Section):
+    """Mirror left and right."""
+
+    name: Literal["horizontal_flip"]
+    p: Probability = 0.5
+
+
+class VerticalFlip(Section):
+    """Mirror top and bottom."""
+
+    name: Literal["vertical_flip"]
+    p: Probability = 0.5
+
+
+class Rotate90(Section):
+    """Turn by a random multiple of 90 degrees."""
+
+    name: Literal["rotate90"]
+    p: Probability = 0.5
+
+
+class Rotate(Section):
+    """Turn by a random angle within ± `degrees`; the corners that appear are ignored."""
+
+    name: Literal["rotate"]
+    degrees: Annotated[float, Field(gt=0, le=180)] = 10.0
+    p: Probability = 0.5
+
+
+class Colour(Section):
+    """Change brightness, contrast, saturation (factors 1 ± x) and hue (turn of ± x); needs 8-bit RGB."""
+
+    name: Literal["color"]
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.2
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.2
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    p: Probability = 0.8
+
+
+class Blur(Section):
+    """Gaussian blur with a standard deviation drawn from `sigma` in pixels."""
+
+    name: Literal["blur"]
+    sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.5)
+    p: Probability = 0.2
+
+
+class Noise(Section):
+    """Gaussian noise with a standard deviation drawn from `std`, as a fraction of the value range."""
+
+    name: Literal["noise"]
+    std: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.01, 0.05)
+    p: Probability = 0.2
+
+
+TransformConfig = Annotated[
+    RandomScale | Crop | Pad | HorizontalFlip | VerticalFlip | Rotate90 | Rotate | Colour | Blur | Noise,
+    Field(discriminator="name"),
+]

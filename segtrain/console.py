@@ -1,0 +1,53 @@
+"""The terminal: one rich console, and progress that becomes plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output (or error) that never guesses colours of numbers and paths.
+
+    Without a terminal, lines are never folded: a log file keeps one message a line.
+    """
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=max(console.width, 120))
+    return console
+
+
+@contextmanager
+def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done; yields `advance(count)`.
+
+    On a terminal this is a bar with the remaining time. Elsewhere it is a plain line every ten seconds,
+    so that short jobs stay silent and logs stay readable.
+    """
+    console = console or make_console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(description, total, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _plain_lines(description: str, total: int, console: Console) -> Callable[[int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= SECONDS_BETWEEN_PLAIN_LINES:
+            last = time.monotonic()
+            console.print(f"{description}: {done}/{total}", markup=False)
+
+    return advance
