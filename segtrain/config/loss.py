@@ -58,7 +58,7 @@ class ClassWeightsConfig(Section):
 
     @model_validator(mode="after")
     def _only_what_the_scheme_uses(self) -> ClassWeightsConfig:
-        given = self.model_fields_set
+        given = self.changed_keys()
         if self.scheme == "manual" and self.weights is None:
             raise ValueError("scheme: manual needs weights: a list, or {class name: weight}")
         if self.scheme != "manual" and self.weights is not None:
@@ -114,7 +114,9 @@ class LossConfig(Section):
         if self.ohem is not None and not pixel_terms:
             raise ValueError("ohem masks pixel terms, and there is none: add cross_entropy or focal, or drop ohem")
         if self.class_weights.scheme != "none" and not pixel_terms and not weighted_region:
-            raise ValueError("class_weights would weight nothing: add a pixel term or set class_weights: true on a region term")
+            raise ValueError(
+                "class_weights would weight nothing: add a pixel term or set class_weights: true on a region term"
+            )
         if self.class_weights.scheme == "none" and weighted_region:
             raise ValueError("a region term asks for class_weights, but loss.class_weights.scheme is none")
         return self

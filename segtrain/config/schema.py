@@ -102,7 +102,9 @@ class DataConfig(Section):
         names = [entry.name for entry in self.classes]
         for raw, label in (self.label_map or {}).items():
             if isinstance(label, str) and label != "ignore" and label not in names:
-                raise ValueError(f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(names)}, or 'ignore'")
+                raise ValueError(
+                    f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(names)}, or 'ignore'"
+                )
             if isinstance(label, int) and not 0 <= label < num_classes:
                 raise ValueError(f"label_map[{raw}]: class {label} is not in 0 to {num_classes - 1}")
         return self

@@ -25,3 +25,12 @@ class Section(BaseModel):
     @classmethod
     def _freeze_lists(cls, values: Any) -> Any:
         return _tuples(values) if isinstance(values, dict) else values
+
+    def changed_keys(self) -> set[str]:
+        """Names of the fields that differ from their defaults: a default that is written out changes nothing."""
+        fields = type(self).model_fields
+        return {
+            key
+            for key in self.model_fields_set
+            if getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        }
