@@ -1,0 +1,135 @@
+"""Finds the command, runs it, and turns every error that a user can cause into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from segtrain import __version__
+from segtrain.errors import ConfigError, SegtrainError
+
+# command: its line in the help. The modules segtrain/cli/<command>.py are imported when they are asked for.
+COMMANDS = {
+    "train": "train a model from a YAML file",
+    "evaluate": "measure every class of a run on a split",
+    "visualize": "draw image, target, prediction and error where the rare classes fare worst",
+    "predict": "write masks and overlays for images of your own",
+    "scan": "count the pixels and images of each class, and check the files",
+    "schema": "write the JSON Schema with which editors complete training files",
+    "doctor": "check this machine: versions, devices, disk, shared memory",
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `segtrain <command> ...` and return its exit code.
+
+    0: done; 2: something the user can put right, told on standard error; 130: stopped by Ctrl-C; 141: the reader of
+    our output went away. Errors of our own making keep their traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except SegtrainError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", code=EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _silence_stdout()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{_about(error)}")
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return EXIT_USER_ERROR
+    command = arguments[0]
+    if command.startswith("-"):
+        return _parse(parser, arguments)[1]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"unknown command {command!r}; {hint}commands: {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"segtrain.cli.{command}")
+    return _run_command(command, module, arguments[1:])
+
+
+def _run_command(command: str, module: ModuleType, arguments: list[str]) -> int:
+    description = (module.__doc__ or "").strip().splitlines()[0]
+    parser = _Parser(prog=f"segtrain {command}", description=description, allow_abbrev=False)
+    module.add_arguments(parser)
+    args, code = _parse(parser, arguments)
+    if args is None:
+        return code
+    result: int = module.run(args)
+    return result
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are ours: one line, with the closest option where one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of printing the usage and exiting."""
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            words = message.removeprefix(prefix).split()
+            options = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(words[0].partition("=")[0], options, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            message = f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)}{hint}"
+        raise ConfigError(f"{message} (see: {self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    width = max(len(name) for name in COMMANDS)
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="segtrain",
+        usage="segtrain [--version] [--help] <command> ...",
+        description="Semantic segmentation training for data in which the classes that matter are rare.",
+        epilog=f"commands:\n{lines}\n\nsegtrain <command> --help tells the arguments of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"segtrain {__version__}")
+    return parser
+
+
+def _parse(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace | None, int]:
+    """Parse, with options and overrides in any order; None and an exit code where --help or --version answered."""
+    try:
+        return parser.parse_intermixed_args(arguments), 0
+    except SystemExit as stop:
+        return None, int(stop.code or 0)
+
+
+def _fail(message: str, *, code: int = EXIT_USER_ERROR) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _about(error: OSError) -> str:
+    return f": {error.filename}" if error.filename is not None else ""
+
+
+def _silence_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush has somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
