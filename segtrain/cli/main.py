@@ -44,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", code=EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        _silence_stdout()
-        return EXIT_BROKEN_PIPE
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_gone():
+            return EXIT_BROKEN_PIPE
         return _fail(f"{error.strerror or error}{_about(error)}")
     return code
 
@@ -126,9 +125,14 @@ def _about(error: OSError) -> str:
     return f": {error.filename}" if error.filename is not None else ""
 
 
-def _silence_stdout() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush has somewhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _stdout_is_gone() -> bool:
+    """Whether it is our own output that nobody reads; then it is closed for good, for the interpreter's last flush."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from segtrain.config.schema import Config
 
@@ -34,15 +35,20 @@ def dump_config(config: BaseModel, *, full: bool = False) -> str:
         plain = {"name": config.name, **plain}
     yaml = YAML(pure=True)
     yaml.width = _WIDTH
-    yaml.representer.add_representer(type(None), _null)
+    yaml.Representer = _Representer
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     yaml.dump(_styled(plain, top=True), stream)
     return stream.getvalue()
 
 
-def _null(representer: Any, value: None) -> Any:
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+class _Representer(RoundTripRepresenter):
+    """ruamel's, but with a written null."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 def _plain(value: Any) -> Any:
