@@ -1,0 +1,94 @@
+"""Optimizers with parameter groups, and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from segtrain.config.schema import AdamW, ConstantSchedule, CosineSchedule, OptimizerConfig, ScheduleConfig
+from segtrain.errors import ConfigError
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer over the trainable parameters of a model, in named groups.
+
+    The groups are `encoder/decay`, `encoder/no_decay`, `decoder/decay` and `decoder/no_decay`, as far as they are
+    not empty. Biases and parameters of at most one dimension (norm layers) get no weight decay unless
+    `decay_norm_and_bias` is set. A model without `encoder_parameters()` is all decoder.
+
+    Raises:
+        ConfigError: no parameter can be trained, or `encoder_lr` is set and no encoder parameter can.
+    """
+    groups = _groups(model, config)
+    if not groups:
+        raise ConfigError("no parameter is left to train: everything is frozen; shorten model.freeze")
+    if config.encoder_lr is not None and not any(group["name"].startswith("encoder/") for group in groups):
+        raise ConfigError("optimizer.encoder_lr is set, but no encoder parameter is trained: drop it or model.freeze")
+    if isinstance(config, AdamW):
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    if config.nesterov and config.momentum == 0:
+        raise ConfigError("optimizer.nesterov needs a momentum above 0: set optimizer.momentum, or drop nesterov")
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, *, total_steps: int) -> LambdaLR:
+    """Build the scheduler that sets lr × `lr_factor` for each group; call `step()` after each optimizer step.
+
+    Raises:
+        ConfigError: the warm-up leaves no step of the training.
+    """
+    if schedule.warmup_steps >= total_steps:
+        raise ConfigError(
+            f"optimizer.schedule.warmup_steps is {schedule.warmup_steps} and the training has {total_steps} steps: "
+            "give fewer warm-up steps, or train longer"
+        )
+    # A lambda and no callable object: the scheduler's state then holds plain numbers only.
+    return LambdaLR(optimizer, lambda step: lr_factor(schedule, step, total_steps))
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Factor of the learning rate for optimizer step `step` (0 is the first) of `total_steps`.
+
+    With w warm-up steps it rises linearly: (step + 1) / (w + 1), so that step w is the first with factor 1. From
+    there, with progress t = (step − w) / (total_steps − w): poly is m + (1 − m) (1 − t)^power, cosine is
+    m + (1 − m) (1 + cos πt) / 2 (Loshchilov & Hutter 2017, equation 5), with m = min_factor. At and after the end
+    it is m, never less.
+    """
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if isinstance(schedule, ConstantSchedule):
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if isinstance(schedule, CosineSchedule):
+        shape = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        shape = (1 - progress) ** schedule.power
+    return schedule.min_factor + (1 - schedule.min_factor) * shape
+
+
+def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    encoder_parameters = getattr(model, "encoder_parameters", None)
+    in_encoder = {id(parameter) for parameter in encoder_parameters()} if encoder_parameters is not None else set()
+    groups: dict[str, dict[str, Any]] = {}
+    for part, lr in (("encoder", config.encoder_lr or config.lr), ("decoder", config.lr)):
+        groups[f"{part}/decay"] = {"params": [], "lr": lr, "weight_decay": config.weight_decay}
+        groups[f"{part}/no_decay"] = {"params": [], "lr": lr, "weight_decay": 0.0}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "encoder" if id(parameter) in in_encoder else "decoder"
+        is_exempt = parameter.ndim <= 1 or name.rpartition(".")[2] == "bias"
+        kind = "no_decay" if is_exempt and not config.decay_norm_and_bias else "decay"
+        groups[f"{part}/{kind}"]["params"].append(parameter)
+    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
