@@ -1,0 +1,163 @@
+"""Evaluation of a model on a split: every mask at its own size, every image once, exact counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segtrain.config import Config
+from segtrain.console import progress
+from segtrain.data.dataset import EvalDataset
+from segtrain.data.frequencies import ClassFrequencies, check_split
+from segtrain.data.loader import build_eval_loader
+from segtrain.engine.predict import Predictor, device_of, resize_logits
+from segtrain.metrics import ConfusionMatrix, compute_scores, predict_classes
+from segtrain.models import Normalize
+
+OnImage = Callable[[int, Tensor, Tensor, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    scores: flat {name: number}, NaN where undefined; see segtrain.metrics.Scores, also for `groups` (classes that
+    each mean is over) and `counted` (how many of these have a defined IoU). loss: mean over the valid pixels of the
+    loss of the batches, None without a loss. frequencies: of the training data, None where not known.
+    """
+
+    confusion: ConfusionMatrix
+    scores: dict[str, float]
+    groups: dict[str, tuple[int, ...]]
+    counted: dict[str, int]
+    class_names: tuple[str, ...]
+    num_images: int
+    split: str
+    loss: float | None
+    frequencies: ClassFrequencies | None
+
+
+def evaluate(
+    config: Config,
+    *,
+    model: nn.Module,
+    normalize: Callable[[Tensor], Tensor] | None = None,
+    data: EvalDataset | None = None,
+    split: str = "val",
+    frequencies: ClassFrequencies | None = None,
+    loss: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    workers: int | None = None,
+    on_image: OnImage | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Predict a split and compare it with its masks, at the size of the masks.
+
+    Args:
+        model: normalised floats [N, C, H, W] -> logits [N, K, H, W]; every module's train/eval mode is as before
+            at the end.
+        normalize: images as stored -> normalised floats; default: as config.data.normalize says.
+        data: items as EvalDataset gives them; default: the samples of `split` that pass its check.
+        frequencies: of the training data: they choose the classes of miou_tail (default: the evaluated masks do).
+        loss: called as loss(logits, target), both at the size of the masks.
+        device: default: where the model is. The model is moved there, and stays.
+        workers: processes that read images; default: config.data.workers.
+        on_image: called for each image, in order of the data, with (index, image as the model saw it [C, H, W],
+            target [h, w], prediction [h, w]), all on the CPU.
+    """
+    if data is None:
+        data = EvalDataset(check_split(config.data, split).samples, config.data)
+    if device is not None:
+        model = model.to(device)
+    if normalize is None:
+        normalize = Normalize(config.data.normalize.mean, config.data.normalize.std)
+    if isinstance(normalize, nn.Module) and device is not None:
+        normalize = normalize.to(device)
+    predictor = Predictor.from_config(config, model=model, normalize=normalize)
+    names = config.data.class_names
+    confusion = ConfusionMatrix(len(names), ignore_index=config.data.ignore_index)
+    mean_loss = None if loss is None else _MeanLoss(loss, config.data.ignore_index)
+    num_workers = config.data.workers if workers is None else workers
+    loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers)
+    shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
+    with evaluation_mode(model), torch.no_grad(), shown as advance:
+        for items in loader:
+            for item, prediction in zip(items, _predict(predictor, items, mean_loss), strict=True):
+                confusion.update(prediction[None], item["target"][None])
+                if on_image is not None:
+                    on_image(int(item["index"]), item["image"], item["target"], prediction)
+            advance(len(items))
+    result = compute_scores(
+        confusion,
+        names,
+        frequencies=frequencies,
+        tail_fraction=config.evaluate.tail_fraction,
+        exclude=config.evaluate.exclude,
+    )
+    return Evaluation(
+        confusion=confusion,
+        scores=result.values,
+        groups=result.groups,
+        counted=result.counted,
+        class_names=names,
+        num_images=confusion.num_images,
+        split=split,
+        loss=None if mean_loss is None else mean_loss.value(),
+        frequencies=frequencies,
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, and every module of it back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _MeanLoss:
+    """Mean of a loss over batches, each weighted by its valid pixels."""
+
+    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
+        self._loss = loss
+        self._ignore_index = ignore_index
+        self._sum = 0.0
+        self._pixels = 0
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        pixels = int((target != self._ignore_index).sum())
+        if pixels:
+            self._sum += float(self._loss(logits, target)) * pixels
+            self._pixels += pixels
+
+    def value(self) -> float:
+        return self._sum / self._pixels if self._pixels else math.nan
+
+
+def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], mean_loss: _MeanLoss | None) -> list[Tensor]:
+    """Return the prediction of each item at the size of its target; items of equal shapes go through together."""
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for position, item in enumerate(items):
+        groups.setdefault((item["image"].shape, item["target"].shape), []).append(position)
+    predictions: dict[int, Tensor] = {}
+    for (_, size), positions in groups.items():
+        images = torch.stack([items[position]["image"] for position in positions])
+        if mean_loss is None:
+            found = predictor.classes(images, size=(size[0], size[1]))
+        else:
+            device = device_of(predictor.model)
+            logits = resize_logits(predictor.logits(images).to(device), size)
+            mean_loss.add(logits, torch.stack([items[position]["target"] for position in positions]).to(device))
+            found = predict_classes(logits).cpu()
+        predictions.update(zip(positions, found, strict=True))
+    return [predictions[position] for position in range(len(items))]
