@@ -1,0 +1,1 @@
+"""The data room: files on disk become batches, and class frequencies."""

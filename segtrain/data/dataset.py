@@ -1,0 +1,86 @@
+"""Samples as tensors: what the loader's workers do for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from segtrain.config.schema import DataConfig
+from segtrain.data.formats import Sample, data_root
+from segtrain.data.headers import FileProblem
+from segtrain.data.masks import AnyArray, LabelRules, read_image, read_mask
+from segtrain.data.transforms import TrainTransform, resize_image
+from segtrain.errors import ConfigError, DataError
+
+Item = dict[str, Any]
+READABLE_CHANNELS = (1, 3)
+
+
+class SegmentationDataset(Dataset[Item]):
+    """What the two data sets share: reading image and target of a sample."""
+
+    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str) -> None:
+        in_channels = len(data.normalize.mean)
+        if in_channels not in READABLE_CHANNELS:
+            raise ConfigError(f"model.in_channels is {in_channels}: image files are read with 1 or 3 channels")
+        self.samples = list(samples)
+        self.data = data
+        self.name = f"{split!r} of {data_root(data)}"
+        self.rules = LabelRules.from_config(data)
+        self._in_channels = in_channels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[AnyArray, AnyArray]:
+        """Read image [H, W, C] uint8 or uint16 and target [H, W] as stored; raises FileProblem."""
+        sample = self.samples[index]
+        if sample.mask is None:
+            raise FileProblem(sample.image, "has no mask")
+        image = read_image(sample.image, in_channels=self._in_channels, max_pixels=self.data.max_pixels)
+        try:
+            target = self.rules.encode(read_mask(sample.mask, max_pixels=self.data.max_pixels))
+        except FileProblem:
+            raise
+        except DataError as error:
+            raise FileProblem(sample.mask, str(error)) from error
+        if image.shape[:2] != target.shape:
+            sizes = f"{target.shape[1]}x{target.shape[0]}, the image {image.shape[1]}x{image.shape[0]}"
+            raise FileProblem(sample.mask, f"the mask is {sizes}")
+        return image, target
+
+
+class TrainDataset(SegmentationDataset):
+    """Augmented samples; an item's key is (index, seed), and the item depends on nothing else."""
+
+    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str = "train") -> None:
+        super().__init__(samples, data, split=split)
+        self._transform = TrainTransform(data)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int."""
+        index, seed = key
+        return as_item(*self._transform(*self.read(index), seed=seed), index)
+
+
+class EvalDataset(SegmentationDataset):
+    """Samples as they are: the target at its own size, the image at data.input_size where that is set."""
+
+    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str = "val") -> None:
+        super().__init__(samples, data, split=split)
+
+    def __getitem__(self, index: int) -> Item:
+        """image uint8 or uint16 [C, H, W], target uint8 or int16 [h, w], index int."""
+        image, target = self.read(index)
+        if self.data.input_size is not None:
+            image = resize_image(image, self.data.input_size)
+        return as_item(image, target, index)
+
+
+def as_item(image: AnyArray, target: AnyArray, index: int) -> Item:
+    """Tensors of an image [H, W, C] and a target [H, W], without a copy where that is possible."""
+    # A view with the channels first: collating copies it into the batch anyway.
+    return {"image": torch.from_numpy(image).permute(2, 0, 1), "target": torch.from_numpy(target), "index": index}

@@ -1,0 +1,237 @@
+"""Batches from worker processes: how they start, stop, die and report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from segtrain.data.dataset import EvalDataset, Item, TrainDataset
+from segtrain.data.sampling import TrainBatchSampler
+from segtrain.errors import DataError
+
+Batch = TypeVar("Batch")
+
+
+class BatchSampler(Protocol):
+    """Yields the keys of one batch after another."""
+
+    def __iter__(self) -> Iterator[list[Any]]: ...
+    def __len__(self) -> int: ...
+
+
+class Readable(Sized, Protocol):
+    """A data set with a name for messages."""
+
+    name: str
+
+    def __getitem__(self, key: Any, /) -> Item: ...
+
+
+def build_train_loader(
+    dataset: TrainDataset, sampler: TrainBatchSampler, *, workers: int, pin_memory: bool = False
+) -> Loader[dict[str, torch.Tensor]]:
+    """Batches {image [N, C, H, W], target [N, H, W], index [N]} for the rest of the sampler's epoch.
+
+    Workers live as long as the loader; `set_position` of the sampler before each epoch says what comes.
+    """
+    return Loader(dataset, sampler, collate_train, workers=workers, pin_memory=pin_memory)
+
+
+def build_eval_loader(dataset: EvalDataset, *, batch_size: int, workers: int) -> Loader[list[Item]]:
+    """Batches as lists of items, in the order of the data set: targets may differ in size."""
+    indices = range(len(dataset))
+    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+    return Loader(dataset, batches, list, workers=workers, pin_memory=False)
+
+
+def collate_train(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """Stack items to {image [N, C, H, W], target [N, H, W], index [N]}; raises DataError where sizes differ."""
+    kinds = {(tuple(item["image"].shape), item["image"].dtype) for item in items}
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{shape[2]}x{shape[1]} {str(dtype)[6:]}" for shape, dtype in kinds))
+        raise DataError(
+            f"the images of a batch differ: {found}. Bring them to one size with data.input_size, "
+            "or with crop at the end of data.train_transforms"
+        )
+    batch: dict[str, torch.Tensor] = default_collate(list(items))
+    return batch
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A DataError on its way out of a worker: torch would bury its message in a traceback."""
+
+    message: str
+
+
+class _Guarded:
+    """The data set as workers see it: a DataError becomes a value."""
+
+    def __init__(self, dataset: Readable) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Item | _Failure:
+        try:
+            return self.dataset[key]
+        except DataError as error:
+            return _Failure(str(error))
+
+
+class _GuardedCollate:
+    """Collates, or hands on the first failure; picklable, for contexts that need it."""
+
+    def __init__(self, collate: Callable[[list[Item]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Item | _Failure]) -> Any:
+        failure = next((item for item in items if isinstance(item, _Failure)), None)
+        if failure is not None:
+            return failure
+        try:
+            return self.collate([item for item in items if not isinstance(item, _Failure)])
+        except DataError as error:
+            return _Failure(str(error))
+
+
+class _Recorded:
+    """A batch sampler that remembers the batches that workers were asked for and have not returned."""
+
+    def __init__(self, batches: BatchSampler | Sequence[list[Any]]) -> None:
+        self.batches = batches
+        self.pending: deque[list[Any]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        self.pending.clear()
+        for batch in self.batches:
+            self.pending.append(batch)
+            yield batch
+
+
+class Loader(Generic[Batch]):
+    """Iterates over the batches of a data set; raises DataError for bad files and for dead workers."""
+
+    def __init__(
+        self,
+        dataset: Readable,
+        batches: BatchSampler | Sequence[list[Any]],
+        collate: Callable[[list[Item]], Batch],
+        *,
+        workers: int,
+        pin_memory: bool,
+        context: str | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self._recorded = _Recorded(batches)
+        self._iterator: Any = None
+        with _quiet():
+            self._loader: DataLoader[Any] = DataLoader(
+                _Guarded(dataset),  # type: ignore[arg-type]
+                batch_sampler=self._recorded,
+                num_workers=workers,
+                collate_fn=_GuardedCollate(collate),
+                worker_init_fn=prepare_worker if workers else None,
+                persistent_workers=workers > 0,
+                multiprocessing_context=(context or start_method()) if workers else None,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),  # else each epoch takes a number from the global generator
+            )
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with _quiet(), _own_child_handler():
+            self._iterator = iter(self._loader)
+        while True:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise self._worker_died(error) from error
+            self._recorded.pending.popleft()
+            if isinstance(batch, _Failure):
+                raise DataError(batch.message)
+            yield batch
+
+    def close(self) -> None:
+        """End the workers now, with force if they are stuck."""
+        workers = list(getattr(self._iterator, "_workers", ()))
+        self._iterator = None
+        self._loader._iterator = None
+        for worker in workers:
+            worker.join(timeout=1)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+    def _worker_died(self, error: RuntimeError) -> DataError:
+        keys = [key for batch in self._recorded.pending for key in batch]
+        indices = [key[0] if isinstance(key, tuple) else key for key in keys]
+        return DataError(
+            f"a worker of the data loader died while it read samples {min(indices)} to {max(indices)} of split "
+            f"{self.dataset.name}: {error}. Often memory ran out (RAM or /dev/shm): try data.workers: 0, which "
+            "shows the cause, or a smaller batch"
+        )
+
+
+def start_method() -> str | None:
+    """How workers start: fork on Linux, elsewhere what Python does.
+
+    fork takes milliseconds, where forkserver and spawn take seconds of importing torch and albumentations (and
+    a SIGTERM to the process group kills the fork server, and workers with it, before a last step can finish).
+    Its danger are threads and locks that the child does not inherit: our workers use one thread (see
+    prepare_worker), touch neither CUDA nor the console, and everything sent to them can be pickled, so that
+    the other methods work where fork is missing.
+    """
+    return "fork" if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods() else None
+
+
+def prepare_worker(worker: int) -> None:
+    """Make a worker leave signals to the main process, which ends it, and use one thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings about fork with threads (see start_method) and about more workers than cores (the user's choice)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        yield
+
+
+@contextmanager
+def _own_child_handler() -> Iterator[None]:
+    """Undo torch's SIGCHLD handler, which raises in whatever line runs when a worker dies, say in a save.
+
+    Dead workers are noticed all the same, when their batch is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    previous = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous)

@@ -1,0 +1,250 @@
+"""Turns image and mask files into arrays: pixels as they are stored, and raw mask values as training targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segtrain.config.schema import DataConfig
+from segtrain.data.headers import FileProblem, Header, open_image, read_header
+from segtrain.errors import DataError
+
+AnyArray = NDArray[Any]
+MAX_VALUES_SHOWN = 10
+LARGEST_RAW_VALUE = 65535
+CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
+
+COLOUR_MODES = ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "LA", "La", "PA", "RGBa")
+COLOUR_MASK = (
+    "colour masks are not index masks: a mask has one channel whose values are class numbers. Save the palette "
+    "indices (PNG mode P), convert the colours to class numbers once, or, if the channels are equal, save one of them"
+)
+
+
+def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray:
+    """Read an image as it is stored.
+
+    With `in_channels` 3 a grey image is repeated in each channel; an alpha channel is dropped. EXIF
+    orientation is not applied, because masks carry none: the scan reports rotated images.
+
+    Returns:
+        uint8 or uint16 [H, W, in_channels], RGB.
+
+    Raises:
+        FileProblem: unreadable or truncated file, colours where one channel is expected, a type of pixel
+            other than 8 or 16 bits without sign, more than `max_pixels` pixels.
+    """
+    data = _read_bytes(path)
+    return _decode_image(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path, in_channels)
+
+
+def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> AnyArray:
+    if not header.complete:
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
+    pixels = _decode(data, path)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign")
+    grey = pixels.ndim == 2 or header.mode in ("1", "L", "LA", "La")
+    if grey:
+        channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
+        return (
+            np.repeat(channel[:, :, None], 3, axis=2) if in_channels == 3 else np.ascontiguousarray(channel[:, :, None])
+        )
+    if in_channels != 3:
+        raise FileProblem(path, f"a colour image, but model.in_channels is {in_channels}: convert it to grey, or use 3")
+    code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return cv2.cvtColor(pixels, code)
+
+
+def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
+    """Read the raw values of a mask: palette indices and 16-bit numbers unchanged.
+
+    Returns:
+        uint8 or uint16 (int32 for 32-bit TIFF) [H, W].
+
+    Raises:
+        FileProblem: unreadable or truncated file, colours, more than `max_pixels` pixels.
+    """
+    data = _read_bytes(path)
+    return decode_mask(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path)
+
+
+def decode_mask(data: bytes, header: Header, path: Path) -> AnyArray:
+    """Decode the bytes of a mask file whose header is known; see read_mask."""
+    if not header.complete:
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
+    if header.mode in COLOUR_MODES:
+        raise FileProblem(path, f"{header.mode} {header.kind}: {COLOUR_MASK}")
+    if header.mode not in ("P", "1", "I"):
+        pixels = _decode(data, path)
+        if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
+            raise FileProblem(path, f"{header.mode} {header.kind}: a mask holds whole numbers of 8 or 16 bits")
+        return _unscale(pixels, data, header)
+    # OpenCV turns palette indices into the palette's colours, and 0/1 into 0/255.
+    try:
+        with open_image(BytesIO(data), path) as image:
+            pixels = np.asarray(image)
+    except (SyntaxError, OSError, ValueError, EOFError) as error:
+        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
+    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def _unscale(pixels: AnyArray, data: bytes, header: Header) -> AnyArray:
+    """Undo the stretching of 2 and 4-bit grey PNG to 0..255 that every decoder applies."""
+    bits = data[24] if header.kind == "PNG" else 8  # the depth stands at byte 24 of every PNG
+    return pixels // np.uint8(255 // (2**bits - 1)) if bits < 8 else pixels
+
+
+def _decode(data: bytes, path: Path) -> AnyArray:
+    try:
+        # IMREAD_UNCHANGED keeps 16 bits and alpha, and never applies EXIF orientation.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
+    if pixels is None:
+        raise FileProblem(path, "the pixels cannot be decoded: the file is damaged")
+    return np.asarray(pixels)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileProblem(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def histogram(raw: AnyArray) -> NDArray[np.int64]:
+    """Count each value of uint8 or uint16 [H, W]: int64 [256] or [65536]."""
+    if raw.dtype == np.uint16:
+        return np.bincount(raw.ravel(), minlength=LARGEST_RAW_VALUE + 1)
+    flat = np.ascontiguousarray(raw).reshape(1, -1)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, flat.shape[1], CALC_HIST_LIMIT - 1):
+        part = flat[:, start : start + CALC_HIST_LIMIT - 1]
+        # The shape of the result differs between OpenCV 4 and 5.
+        counts += np.rint(cv2.calcHist([part], [0], None, [256], [0, 256])).astype(np.int64).ravel()
+    return counts
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What the raw values of masks mean: `mapping` raw -> class or ignore_index, or None for values as they are."""
+
+    num_classes: int
+    ignore_index: int
+    mapping: dict[int, int] | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> LabelRules:
+        """Resolve the names in data.label_map."""
+        names = data.class_names
+        numbers = {name: number for number, name in enumerate(names)} | {"ignore": data.ignore_index}
+        mapping = None
+        if data.label_map is not None:
+            mapping = {
+                raw: numbers[label] if isinstance(label, str) else label for raw, label in data.label_map.items()
+            }
+        return cls(num_classes=len(names), ignore_index=data.ignore_index, mapping=mapping, names=names)
+
+    @property
+    def target_dtype(self) -> np.dtype[Any]:
+        """uint8, or int16 for more than 255 classes."""
+        return np.dtype(np.uint8 if self.num_classes <= 255 else np.int16)
+
+    @cached_property
+    def _slots(self) -> NDArray[np.int32]:
+        """For each raw value its class, num_classes where ignored, num_classes + 1 where unknown: [65536]."""
+        ignored, unknown = self.num_classes, self.num_classes + 1
+        slots = np.full(LARGEST_RAW_VALUE + 1, unknown, np.int32)
+        if self.mapping is None:
+            slots[: self.num_classes] = np.arange(self.num_classes)
+            slots[self.ignore_index if self.ignore_index >= 0 else LARGEST_RAW_VALUE] = ignored
+            return slots
+        for raw, label in self.mapping.items():
+            if 0 <= raw <= LARGEST_RAW_VALUE:
+                slots[raw] = ignored if label == self.ignore_index else label
+        return slots
+
+    @cached_property
+    def _targets(self) -> AnyArray:
+        """The target of each raw value [65536]; unknown values never get this far."""
+        known = np.where(self._slots < self.num_classes, self._slots, self.ignore_index)
+        return known.astype(self.target_dtype)
+
+    @cached_property
+    def _keeps_bytes(self) -> bool:
+        return self.mapping is None and self.target_dtype == np.uint8
+
+    def encode(self, raw: AnyArray) -> AnyArray:
+        """Turn raw mask values [H, W] into targets [H, W] of target_dtype.
+
+        Raises:
+            DataError: values without a meaning, with the number of their pixels.
+        """
+        raw = narrow(raw)
+        reason = self.explain_unknown(histogram(raw))
+        if reason:
+            raise DataError(reason)
+        if raw.dtype == np.uint8 and self._keeps_bytes:
+            return raw
+        if raw.dtype == np.uint8 and self.target_dtype == np.uint8:
+            return cv2.LUT(raw, self._targets[:256])
+        return np.asarray(self._targets[raw])
+
+    def count(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Fold a histogram of raw values into int64 [num_classes + 1]; the last entry counts ignored pixels."""
+        folded = np.zeros(self.num_classes + 2, np.int64)
+        values = np.flatnonzero(counts)
+        np.add.at(folded, self._slots[values], counts[values])
+        return folded[:-1]
+
+    def explain_unknown(self, counts: NDArray[np.int64]) -> str:
+        """Say which counted raw values have no meaning, and what to do; empty when all have one."""
+        values = np.flatnonzero(counts)
+        unknown = values[self._slots[values] > self.num_classes]
+        if not unknown.size:
+            return ""
+        listed = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown[:MAX_VALUES_SHOWN])
+        more = f" and {unknown.size - MAX_VALUES_SHOWN} more" if unknown.size > MAX_VALUES_SHOWN else ""
+        return f"unknown mask values: {listed}{more}; {self._advice(values)}"
+
+    def _advice(self, values: NDArray[np.intp]) -> str:
+        if self.mapping is not None:
+            return f"data.label_map knows {shorten(sorted(self.mapping))}: add them as a class or 'ignore'"
+        if set(values.tolist()) <= {0, 255}:
+            return f"write data.label_map: {suggest_binary_map(self.names)}"
+        if 0 not in values and values[0] == 1 and self.num_classes in values:
+            return "classes are numbered from 0: if these masks start at 1, say so in data.label_map: {1: ..., 2: ...}"
+        return (
+            f"classes are 0 to {self.num_classes - 1} and ignore_index is {self.ignore_index}: "
+            "say what they mean in data.label_map"
+        )
+
+
+def narrow(raw: AnyArray) -> AnyArray:
+    """Bring wider integers to uint16; raises DataError when values do not fit."""
+    if raw.dtype in (np.uint8, np.uint16):
+        return raw
+    low, high = int(raw.min()), int(raw.max())
+    if low < 0 or high > LARGEST_RAW_VALUE:
+        raise DataError(f"mask values run from {low} to {high}; expected 0 to {LARGEST_RAW_VALUE}")
+    return raw.astype(np.uint16)
+
+
+def suggest_binary_map(names: tuple[str, ...]) -> str:
+    """The label map for masks stored as 0 and 255."""
+    return "{" + f"0: {names[0]}, 255: {names[1]}" + "}"
+
+
+def shorten(values: list[int]) -> str:
+    """A list of numbers of at most ten entries."""
+    more = ", ..." if len(values) > MAX_VALUES_SHOWN else ""
+    return ", ".join(map(str, values[:MAX_VALUES_SHOWN])) + more
