@@ -1,0 +1,17 @@
+"""Losses for semantic segmentation, made from a few sums over the pixels of each class."""
+
+from __future__ import annotations
+
+from segtrain.losses.accumulation import Normalizer
+from segtrain.losses.build import SegmentationLoss, build_loss, needs_frequencies, resolve_auto
+from segtrain.losses.class_sums import ClassSums, class_sums
+
+__all__ = [
+    "ClassSums",
+    "Normalizer",
+    "SegmentationLoss",
+    "build_loss",
+    "class_sums",
+    "needs_frequencies",
+    "resolve_auto",
+]

@@ -1,0 +1,172 @@
+"""Class weights from class frequencies: one formula for each scheme, then power, cap and normalisation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segtrain.config.loss import ClassWeightsConfig
+from segtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segtrain.data.frequencies import ClassFrequencies
+
+Floats = NDArray[np.float64]
+Scheme = Callable[[ClassWeightsConfig, "ClassFrequencies", NDArray[np.bool_]], Floats]
+
+
+def inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    """1 / f_c: every class weighs the same in the sum over the data (balanced cross entropy)."""
+    return 1 / _shares(frequencies, present)
+
+
+def sqrt_inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    """1 / √f_c: a class 100 times rarer weighs 10 times as much."""
+    return 1 / np.sqrt(_shares(frequencies, present))
+
+
+def median_frequency(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    """median(f') / f'_c, f'_c = n_c / pixels of the images that hold c (Eigen & Fergus 2015)."""
+    within = _floats(frequencies.pixels)[present] / _floats(frequencies.image_pixels)[present]
+    return np.asarray(np.median(within) / within)
+
+
+def enet(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    """1 / ln(1.02 + f_c): bounded by 50 (Paszke 2016, ENet)."""
+    return np.asarray(1 / np.log(1.02 + _shares(frequencies, present)))
+
+
+def effective_number(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    """(1 − β) / (1 − β^n) (Cui 2019), with n the images that hold the class, or its pixels (`count: pixels`).
+
+    β = 1 − 1/median(n) when `auto`: with a fixed one such as 0.9999, pixel counts saturate and all weights are equal.
+    """
+    counts = _floats(frequencies.images if config.count == "images" else frequencies.pixels)[present]
+    complement = 1 / float(np.median(counts)) if config.beta == "auto" else 1 - config.beta
+    if complement == 1:
+        return np.ones_like(counts)
+    return np.asarray(complement / -np.expm1(counts * math.log1p(-complement)))
+
+
+SCHEMES: dict[str, Scheme] = {
+    "inverse": inverse,
+    "sqrt_inverse": sqrt_inverse,
+    "median_frequency": median_frequency,
+    "enet": enet,
+    "effective_number": effective_number,
+}  # beside "none" and "manual", which need no frequencies
+
+
+def class_weights(
+    config: ClassWeightsConfig,
+    *,
+    num_classes: int,
+    frequencies: ClassFrequencies | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Tensor | None:
+    """Return the class weights, float64 `[C]`, or None for scheme `none`.
+
+    w = scheme(frequencies); then w^power; then the highest are cut to max_ratio times the lowest (so that the
+    promise "no class weighs more than max_ratio times another" holds for the result, and the common classes keep
+    their proportions); then scaled so that Σ f_c w_c = 1, f_c being the share of the pixels: over the data, the mean
+    weight of a pixel is 1 and the learning rate keeps its meaning. Classes without a training pixel get weight 0,
+    and a UserWarning that names them. `manual` weights are taken as they stand.
+
+    Raises:
+        ConfigError: no frequencies where the scheme needs them, no pixel at all, or `manual` weights whose number or
+            names do not fit.
+    """
+    if config.scheme == "none":
+        return None
+    if config.scheme == "manual":
+        return torch.tensor(_manual(config, num_classes, class_names), dtype=torch.float64)
+    if frequencies is None:
+        raise ConfigError(
+            f"loss.class_weights.scheme: {config.scheme} needs the class frequencies of the training data, found none: "
+            "pass frequencies=scan_frequencies(data) to build_loss, or use scheme: manual with weights."
+        )
+    pixels = _floats(frequencies.pixels)
+    if pixels.shape != (num_classes,):
+        raise ConfigError(
+            f"the class frequencies hold {pixels.size} classes, the loss has {num_classes}: scan the data again with "
+            "the classes of this configuration."
+        )
+    present = pixels > 0
+    _report_absent(present, class_names)
+    weights = np.zeros(num_classes)
+    weights[present] = _tempered(SCHEMES[config.scheme](config, frequencies, present), config)
+    return torch.from_numpy(weights / np.sum(weights * pixels / pixels.sum()))
+
+
+def _tempered(weights: Floats, config: ClassWeightsConfig) -> Floats:
+    """Apply power, then cut what is above max_ratio times the lowest."""
+    weights = weights**config.power
+    return weights if config.max_ratio is None else np.minimum(weights, config.max_ratio * weights.min())
+
+
+def _manual(config: ClassWeightsConfig, num_classes: int, class_names: Sequence[str] | None) -> list[float]:
+    """Return the given weights in class order."""
+    given = config.weights
+    assert given is not None
+    names = [str(c) for c in range(num_classes)] if class_names is None else list(class_names)
+    if isinstance(given, Mapping):
+        if class_names is None:
+            raise ConfigError(
+                "loss.class_weights.weights names classes, but the class names are not known here: pass class_names to "
+                f"build_loss, or give a list of {num_classes} weights."
+            )
+        return _by_name(given, names)
+    if len(given) != num_classes:
+        raise ConfigError(
+            f"loss.class_weights.weights holds {len(given)} weights, expected one for each of the {num_classes} "
+            f"classes in this order: {', '.join(names)}."
+        )
+    return list(given)
+
+
+def _by_name(given: Mapping[str, float], names: list[str]) -> list[float]:
+    unknown = [name for name in given if name not in names]
+    missing = [name for name in names if name not in given]
+    if not unknown and not missing:
+        return [given[name] for name in names]
+    problems = []
+    for name in unknown:
+        close = get_close_matches(name, names, n=1)
+        problems.append(f"unknown class {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    if missing:
+        problems.append(f"no weight for {', '.join(map(repr, missing))}")
+    raise ConfigError(f"loss.class_weights.weights: {'; '.join(problems)}. The classes are {', '.join(names)}.")
+
+
+def _report_absent(present: NDArray[np.bool_], class_names: Sequence[str] | None) -> None:
+    if not present.any():
+        raise ConfigError(
+            "the training data has not one labelled pixel, so no class weights can be derived: check "
+            "data.label_map and data.ignore_index with tools/scan.py."
+        )
+    absent = [str(c) if class_names is None else class_names[c] for c in np.flatnonzero(~present).tolist()]
+    if absent:
+        warnings.warn(
+            f"no training pixel of {', '.join(absent)}: weight 0, so nothing is learnt about "
+            f"{'it' if len(absent) == 1 else 'them'}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _shares(frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+    pixels = _floats(frequencies.pixels)
+    return np.asarray(pixels[present] / pixels.sum())
+
+
+def _floats(values: object) -> Floats:
+    """Convert counts (array, tensor or list) to float64: exact up to 2^53 pixels."""
+    return np.asarray(values, dtype=np.float64)
