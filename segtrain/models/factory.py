@@ -28,9 +28,7 @@ FIXED_PARAMS = frozenset(
     {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 )
 # Arguments that pass on to timm encoders. A list, because others (checkpoint_path, pretrained_cfg) would fetch files.
-TIMM_PARAMS = frozenset(
-    {"img_size", "dynamic_img_size", "strict_img_size", "drop_rate", "drop_path_rate", "norm_layer", "act_layer"}
-)
+TIMM_PARAMS = frozenset({"img_size", "dynamic_img_size", "strict_img_size", "drop_rate", "drop_path_rate"})
 # What wrong values raise deep inside smp, timm and torch.
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 SMALLEST_SHARE = 1e-6
@@ -251,17 +249,22 @@ def _can_be_dynamic(name: str) -> bool:
     try:
         with torch.device("meta"):
             timm.create_model(name, pretrained=False, dynamic_img_size=True)
-    except TypeError:
-        return False
+    except BUILD_ERRORS:
+        return False  # what else is wrong with the name, building the network says
     return True
 
 
 def _refusal(model: ModelConfig, error: Exception | str) -> str:
-    params = ", ".join(f"{key}: {value}" for key, value in model.params.items()) or "none"
-    return (
-        f"model: {model.arch} with encoder {model.encoder} (params: {params}) cannot be built: {_cause(error)}; "
-        "check model.params, or take another encoder"
-    )
+    params = ", ".join(f"{key}: {_plain(value)}" for key, value in model.params.items()) or "none"
+    cause = _cause(error)
+    advice = "check model.params, or take another encoder"
+    if "doesn't match model" in cause:
+        advice = "this encoder is made for one image size: give model.params.img_size, or take another encoder"
+    return f"model: {model.arch} with encoder {model.encoder} (params: {params}) cannot be built: {cause}; {advice}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _cause(error: Exception | str) -> str:
@@ -270,7 +273,7 @@ def _cause(error: Exception | str) -> str:
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

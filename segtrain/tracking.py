@@ -1,0 +1,167 @@
+"""What a run reports while it runs: TensorBoard events and one line of metrics.jsonl for each report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+from segtrain.errors import SegtrainError
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+RESERVED_KEYS = frozenset({"step", "epoch", "kind"})
+
+
+class Tracker:
+    """Writes the numbers of a run to `<folder>/metrics.jsonl` and `<folder>/tensorboard`.
+
+    A run that goes on from a checkpoint gives the checkpoint's step as `start_step`: what an earlier process
+    reported after that step is dropped, and reports of that very step which are already there are not repeated.
+    With `start_step` 0 the reports start anew.
+
+    Args:
+        folder: folder of the run; made if missing.
+        start_step: number of optimizer steps that are already done.
+
+    Raises:
+        SegtrainError: the folder cannot be written, here and in every method.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int = 0) -> None:
+        self._path = folder / METRICS_FILE
+        self._start_step = start_step
+        with self._failures_explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._kinds_at_start = self._drop_lines_past_start()
+            self._file = self._path.open("a", encoding="utf-8", newline="\n")
+            # TensorBoard forgets the events of an earlier process from this step on.
+            purge_step = start_step + 1 if start_step else 0
+            self._writer = SummaryWriter(str(folder / EVENTS_FOLDER), purge_step=purge_step, flush_secs=20)
+
+    def scalars(
+        self, step: int, values: Mapping[str, float], *, kind: Literal["train", "val"], epoch: float | None = None
+    ) -> None:
+        """Report numbers, in TensorBoard as `<kind>/<key>`.
+
+        In metrics.jsonl a number that is not finite is null; TensorBoard leaves it out.
+
+        Args:
+            step: number of optimizer steps done.
+            values: name to number; the names `step`, `epoch` and `kind` are taken.
+            kind: what the numbers are about.
+            epoch: number of epochs done, for metrics.jsonl.
+        """
+        taken = RESERVED_KEYS & set(values)
+        if taken:
+            raise ValueError(f"the names {', '.join(sorted(taken))} are taken: call these values something else")
+        if step == self._start_step and kind in self._kinds_at_start:
+            return
+        numbers = {key: float(value) for key, value in values.items()}
+        finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        line = json.dumps({"step": step, "epoch": epoch, "kind": kind, **finite}, allow_nan=False, ensure_ascii=False)
+        with self._failures_explained():
+            self._file.write(line + "\n")
+            self._file.flush()
+            for key, value in finite.items():
+                if value is not None:
+                    self._writer.add_scalar(f"{kind}/{key}", value, step)
+            if kind == "val":
+                self._writer.flush()
+
+    def image(self, step: int, tag: str, image: NDArray[np.uint8]) -> None:
+        """Show an image (uint8 [H, W, 3]) in TensorBoard under `tag`."""
+        with self._failures_explained():
+            self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Show settings and final numbers in TensorBoard's table of runs.
+
+        Args:
+            config: flat name (`optimizer.lr`) to value; what is no number or text is written as text, None is left out.
+            metrics: name to number, written as `hparam/<name>`; numbers that are not finite are left out.
+        """
+        settings = {key: _setting(value) for key, value in config.items() if value is not None}
+        results = {f"hparam/{key}": float(value) for key, value in metrics.items() if math.isfinite(value)}
+        with self._failures_explained():
+            # SummaryWriter.add_hparams would make a run of its own inside this one.
+            for summary in hparams_summary(settings, results):  # type: ignore[no-untyped-call]
+                self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            for key, value in results.items():
+                self._writer.add_scalar(key, value, self._start_step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is buffered and close the files; closing twice does no harm."""
+        with self._failures_explained():
+            try:
+                self._file.close()
+            finally:
+                self._writer.close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop_lines_past_start(self) -> set[str]:
+        """Rewrite metrics.jsonl without lines past the start and without damaged ones.
+
+        Returns:
+            The kinds reported at the very start step.
+        """
+        if not self._path.exists():
+            return set()
+        kept, kinds = [], set()
+        if self._start_step:
+            for text in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                line = _parse(text)
+                if line is None or line["step"] > self._start_step:
+                    continue
+                kept.append(text)
+                if line["step"] == self._start_step:
+                    kinds.add(str(line.get("kind")))
+        # A rename, so that a crash here loses no line that was to stay.
+        partial = self._path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8", newline="\n")
+        partial.replace(self._path)
+        return kinds
+
+    @contextmanager
+    def _failures_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SegtrainError(
+                f"the logs of the run cannot be written under {self._path.parent}: {error.strerror or error}; "
+                "free space or permissions there, then go on with train.resume=auto"
+            ) from error
+
+
+def _setting(value: Any) -> str | int | float:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | str):
+        return value
+    return str(value)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, or None for what a crash left of one."""
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
