@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.build import SegmentationLoss, build_loss, needs_frequencies, resolve_auto
+from segtrain.losses.build import build_loss, needs_frequencies, resolve_auto
 from segtrain.losses.class_sums import ClassSums, class_sums
+from segtrain.losses.combined import SegmentationLoss
 
 __all__ = [
     "ClassSums",

@@ -38,6 +38,8 @@ class HardExamples:
             log_odds: float, log(1 − p_y) − log p_y: falls as p_y rises, and separates what p_y rounds to 1.
             valid: bool, same shape; pixels that are not ignored.
         """
+        if valid.numel() == 0:
+            return valid
         unknown = log_odds.isnan() & valid  # a diverged pixel must show in the loss, not hide from it
         num_valid = valid.sum()
         if self.top_k is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from segtrain.config.loss import LossConfig
@@ -21,11 +22,12 @@ def describe(
     lines = []
     for label, term in zip(labels, config.terms, strict=True):
         settings = term.model_dump(exclude={"name", "label", "weight"})
-        text = ", ".join(f"{key} {value}" for key, value in settings.items())
-        lines.append(f"{term.weight:g} × {label}" + (f" ({text})" if text else ""))
+        text = ", ".join(f"{key}: {str(value).lower()}" for key, value in settings.items())
+        first = f"{term.weight:g} × {label}" + (f" ({text})" if text else "")
+        lines += textwrap.wrap(first, WIDTH, subsequent_indent="    ")
     if config.ohem is not None:
         rule = config.ohem.model_dump(exclude_none=True)
-        lines.append("hard examples: " + ", ".join(f"{key} {value:g}" for key, value in rule.items()))
+        lines.append("hard examples: " + ", ".join(f"{key}: {value:g}" for key, value in rule.items()))
     lines.append(f"reduction: {config.reduction}, class weights: {config.class_weights.scheme}")
     if weights is not None:
         lines += _weight_rows(class_names, weights, shares)

@@ -17,7 +17,7 @@ from segtrain.config.loss import ClassWeightsConfig
 from segtrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from segtrain.data.frequencies import ClassFrequencies
+    from segtrain.data import ClassFrequencies
 
 Floats = NDArray[np.float64]
 Scheme = Callable[[ClassWeightsConfig, "ClassFrequencies", NDArray[np.bool_]], Floats]
