@@ -21,7 +21,8 @@ MAX_VALUES_SHOWN = 10
 LARGEST_RAW_VALUE = 65535
 CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
 
-COLOUR_MODES = ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "LA", "La", "PA", "RGBa")
+GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
+COLOUR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
 COLOUR_MASK = (
     "colour masks are not index masks: a mask has one channel whose values are class numbers. Save the palette "
     "indices (PNG mode P), convert the colours to class numbers once, or, if the channels are equal, save one of them"
@@ -41,26 +42,33 @@ def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray
         FileProblem: unreadable or truncated file, colours where one channel is expected, a type of pixel
             other than 8 or 16 bits without sign, more than `max_pixels` pixels.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     return _decode_image(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path, in_channels)
 
 
 def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> AnyArray:
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
+    reason = explain_mode(header, in_channels)
+    if reason:
+        raise FileProblem(path, reason)
     pixels = _decode(data, path)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign")
-    grey = pixels.ndim == 2 or header.mode in ("1", "L", "LA", "La")
-    if grey:
+    if pixels.ndim == 2 or header.mode in GREY_MODES:
         channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
-        return (
-            np.repeat(channel[:, :, None], 3, axis=2) if in_channels == 3 else np.ascontiguousarray(channel[:, :, None])
-        )
-    if in_channels != 3:
-        raise FileProblem(path, f"a colour image, but model.in_channels is {in_channels}: convert it to grey, or use 3")
+        return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(pixels, code)
+
+
+def explain_mode(header: Header, in_channels: int) -> str:
+    """Say why an image of this kind of pixel does not fit `in_channels` (1 or 3); empty when it does."""
+    if header.mode not in (*GREY_MODES, *COLOUR_MODES):
+        return f"{header.kind} pixels of mode {header.mode}; images have 8 or 16 bits without sign"
+    if in_channels == 1 and header.mode in COLOUR_MODES:
+        return "a colour image, but model.in_channels is 1: convert it to grey, or use 3"
+    return ""
 
 
 def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
@@ -72,7 +80,7 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
     Raises:
         FileProblem: unreadable or truncated file, colours, more than `max_pixels` pixels.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     return decode_mask(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path)
 
 
@@ -80,7 +88,7 @@ def decode_mask(data: bytes, header: Header, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
-    if header.mode in COLOUR_MODES:
+    if header.mode != "P" and header.mode in (*COLOUR_MODES, "LA", "La"):
         raise FileProblem(path, f"{header.mode} {header.kind}: {COLOUR_MASK}")
     if header.mode not in ("P", "1", "I"):
         pixels = _decode(data, path)
@@ -113,7 +121,8 @@ def _decode(data: bytes, path: Path) -> AnyArray:
     return np.asarray(pixels)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file; raises FileProblem."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,0 +1,243 @@
+"""Counts the pixels and images of each class in a split, and finds bad samples before training does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtrain.config.schema import DataConfig
+from segtrain.console import progress as show_progress
+from segtrain.data.formats import Problem, Sample, bad_files, data_root, find_samples
+from segtrain.data.inspection import Inspector
+from segtrain.data.masks import LabelRules, suggest_binary_map
+from segtrain.data.scan_cache import Entry, ScanCache, Signature, signature_of
+from segtrain.errors import DataError
+
+Counts = NDArray[np.int64]
+SMALL_SET = 64  # below this many files, threads cost more than they save
+MAX_WORKERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFrequencies:
+    """How often each class occurs in a split.
+
+    pixels: int64 [C], pixels of the class. images: int64 [C], images that hold it. image_pixels: int64 [C], valid
+    pixels (those not ignored) of the images that hold it. ignored: pixels without a class. num_images: all images.
+    """
+
+    pixels: Counts
+    images: Counts
+    image_pixels: Counts
+    ignored: int
+    num_images: int
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """Share of each class in the valid pixels, float64 [C]; zeros where there are none."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of the ignored pixels in all pixels."""
+        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Pixels of the most frequent class over those of the rarest class that occurs; NaN where none does."""
+        present = self.pixels[self.pixels > 0]
+        return float(present.max() / present.min()) if present.size else float("nan")
+
+    @classmethod
+    def from_counts(cls, counts: Counts) -> ClassFrequencies:
+        """From pixels per image and class, int64 [num_images, C + 1]; the last column counts ignored pixels."""
+        classes = counts[:, :-1]
+        held = classes > 0
+        return cls(
+            pixels=classes.sum(axis=0),
+            images=held.sum(axis=0),
+            image_pixels=(held * classes.sum(axis=1, keepdims=True)).sum(axis=0),
+            ignored=int(counts[:, -1].sum()),
+            num_images=len(counts),
+        )
+
+    @classmethod
+    def from_targets(cls, targets: Iterable[Any], num_classes: int, ignore_index: int) -> ClassFrequencies:
+        """From targets [H, W] of any integer type (arrays or CPU tensors), one for each image.
+
+        Raises:
+            DataError: a label that is neither a class nor ignore_index.
+        """
+        rows = [_count_target(np.asarray(target), num_classes, ignore_index) for target in targets]
+        return cls.from_counts(np.array(rows, np.int64).reshape(-1, num_classes + 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for checkpoints and JSON."""
+        return {
+            "pixels": self.pixels.tolist(),
+            "images": self.images.tolist(),
+            "image_pixels": self.image_pixels.tolist(),
+            "ignored": self.ignored,
+            "num_images": self.num_images,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClassFrequencies:
+        """The inverse of to_dict."""
+        pixels, images, image_pixels = (
+            np.asarray(values[key], np.int64) for key in ("pixels", "images", "image_pixels")
+        )
+        return cls(pixels, images, image_pixels, ignored=int(values["ignored"]), num_images=int(values["num_images"]))
+
+
+def _count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> Counts:
+    ignored = target == ignore_index
+    labels = target[~ignored].astype(np.int64)
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)"
+        )
+    return np.append(np.bincount(labels, minlength=num_classes), np.int64(ignored.sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResult:
+    """What a scan found: good samples with their counts, int64 [num_images, C + 1] (last: ignored), and bad files."""
+
+    frequencies: ClassFrequencies
+    samples: list[Sample]
+    counts: Counts
+    problems: list[Problem]
+    num_read: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the good samples, in the order of the rows of `counts`."""
+        return [sample.name for sample in self.samples]
+
+
+def scan_frequencies(
+    data: DataConfig,
+    split: str = "train",
+    *,
+    workers: int | None = None,
+    verify: bool = False,
+    cache: bool = True,
+    progress: bool = True,
+) -> ClassFrequencies:
+    """Count the classes of a split; see check_split."""
+    result = check_split(data, split, workers=workers, verify=verify, cache=cache, progress=progress)
+    return result.frequencies
+
+
+def check_split(
+    data: DataConfig,
+    split: str,
+    *,
+    workers: int | None = None,
+    verify: bool = False,
+    cache: bool = True,
+    progress: bool = True,
+) -> ScanResult:
+    """Look at every sample of a split: the header of its image, every pixel of its mask.
+
+    Samples whose files kept size and time of change since an earlier scan are taken from the cache. `verify`
+    trusts neither: every mask is counted anew, and every image decoded as a whole.
+
+    Raises:
+        DataError: bad files, all in one message (with data.on_bad: skip only if nothing else is left), or masks
+            of 0 and 255 throughout without a label_map.
+    """
+    listing = find_samples(data, split)
+    store = ScanCache(data, split, LabelRules.from_config(data))
+    look = _Look(data, store.load() if cache and not verify else {}, verify=verify)
+    shown = show_progress(f"scan {split}", len(listing.samples)) if progress else nullcontext(lambda count: None)
+    with shown as advance:
+        found = _look_at_all(look, listing.samples, _num_workers(workers, len(listing.samples)), advance)
+    good = [(sample, one) for sample, one in zip(listing.samples, found, strict=True) if not one.problems]
+    num_read = sum(not one.cached for one in found)
+    if cache and num_read:
+        store.save({sample.name: Entry(one.signature, one.counts) for sample, one in good if one.signature})
+    problems = [*listing.problems, *(problem for one in found for problem in one.problems)]
+    if problems and (data.on_bad == "error" or not good):
+        raise bad_files(problems, data, split, nothing_left=not good)
+    counts = np.array([one.counts for _, one in good], np.int64)
+    _refuse_unmapped_binary(data, split, counts)
+    samples = [sample for sample, _ in good]
+    return ScanResult(ClassFrequencies.from_counts(counts), samples, counts, problems, num_read)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of one sample: int64 [C + 1] pixels of each class and ignored, or its problems."""
+
+    counts: Counts
+    problems: list[Problem] = field(default_factory=list)
+    signature: Signature | None = None
+    cached: bool = False
+
+
+class _Look:
+    """Looks at one sample, or remembers it; threads share it."""
+
+    def __init__(self, data: DataConfig, known: Mapping[str, Entry], *, verify: bool) -> None:
+        self._inspect = Inspector(data, decode_images=verify)
+        self._known = known
+
+    def __call__(self, sample: Sample) -> Inspection:
+        signature = signature_of(sample)  # before reading: a file that changes meanwhile is read again next time
+        entry = self._known.get(sample.name)
+        if entry is not None and entry.signature == signature:
+            return Inspection(entry.counts, signature=signature, cached=True)
+        counts, problems = self._inspect(sample)
+        return Inspection(counts, problems, signature)
+
+
+def _look_at_all(
+    look: _Look, samples: Sequence[Sample], workers: int, advance: Callable[[int], None]
+) -> list[Inspection]:
+    """Look at all samples, in their order.
+
+    Threads, not processes: nearly all the time passes in OpenCV, which lets other threads run meanwhile. They
+    start at once, where a process would first import everything, and work in notebooks and scripts alike.
+    """
+    if workers <= 1:
+        return list(_advancing(map(look, samples), advance))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="scan")
+    try:
+        return list(_advancing(pool.map(look, samples), advance))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+
+
+def _advancing(found: Iterable[Inspection], advance: Callable[[int], None]) -> Iterator[Inspection]:
+    for one in found:
+        advance(1)
+        yield one
+
+
+def _num_workers(workers: int | None, num_samples: int) -> int:
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if num_samples < SMALL_SET else min(cores, MAX_WORKERS)
+
+
+def _refuse_unmapped_binary(data: DataConfig, split: str, counts: Counts) -> None:
+    """Refuse 255 as ignore_index where it seems to be the other class: masks of 0 and 255 throughout."""
+    totals = counts.sum(axis=0)
+    only_first = totals[0] > 0 and not totals[1:-1].any()
+    if data.label_map is None and data.ignore_index == 255 and only_first and totals[-1] > 0:
+        names = data.class_names
+        raise DataError(
+            f"the masks of split {split!r} of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "
+            f"If 255 is a class, write data.label_map: {suggest_binary_map(names)}; "
+            f"if these pixels are to be ignored, say so: {{0: {names[0]}, 255: ignore}}"
+        )

@@ -1,0 +1,92 @@
+"""Looks at one sample as the scan does: counts the values of its mask, and finds what is wrong with its files."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtrain.config.schema import DataConfig
+from segtrain.data.formats import Problem, Sample
+from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header, read_header
+from segtrain.data.masks import LabelRules, decode_mask, explain_mode, histogram, narrow, read_bytes, read_image
+from segtrain.errors import DataError
+
+
+class Inspector:
+    """Looks at samples under the rules of a data section; threads may share it.
+
+    With `decode_images` the pixels of images are decoded too; otherwise their headers and ends are looked at.
+    """
+
+    def __init__(self, data: DataConfig, *, decode_images: bool = False) -> None:
+        self.rules = LabelRules.from_config(data)
+        self._max_pixels = data.max_pixels
+        self._in_channels = len(data.normalize.mean)
+        self._decode_images = decode_images
+
+    def __call__(self, sample: Sample) -> tuple[NDArray[np.int64], list[Problem]]:
+        """Count the mask, int64 [C + 1] (the last entry: ignored pixels), and list what is wrong."""
+        problems: list[Problem] = []
+        counts = np.zeros(self.rules.num_classes + 1, np.int64)
+        image: Header | None = None
+        try:
+            image = self._check_image(sample.image)
+        except FileProblem as problem:
+            problems.append((problem.path, problem.reason))
+        try:
+            counts = self._count_mask(sample, image)
+        except FileProblem as problem:
+            problems.append((problem.path, problem.reason))
+        return counts, problems
+
+    def _check_image(self, path: Path) -> Header:
+        try:
+            with path.open("rb") as stream:
+                header = read_header(stream, path, max_pixels=self._max_pixels)
+        except OSError as error:
+            raise FileProblem(path, f"cannot be read ({error.strerror or error})") from error
+        reason = _explain_header(header, path) or explain_mode(header, self._in_channels)
+        if reason:
+            raise FileProblem(path, reason)
+        if self._decode_images:
+            read_image(path, in_channels=self._in_channels, max_pixels=self._max_pixels)
+        return header
+
+    def _count_mask(self, sample: Sample, image: Header | None) -> NDArray[np.int64]:
+        path = sample.mask
+        if path is None:
+            raise FileProblem(sample.image, "has no mask")
+        data = read_bytes(path)
+        header = read_header(BytesIO(data), path, max_pixels=self._max_pixels)
+        reason = _explain_header(header, path)
+        if image is not None and (header.height, header.width) != (image.height, image.width):
+            reason = reason or f"the mask is {header.size}, its image {image.size}"
+        if reason:
+            raise FileProblem(path, reason)
+        try:
+            values = histogram(narrow(decode_mask(data, header, path)))
+        except FileProblem:
+            raise
+        except DataError as error:
+            raise FileProblem(path, str(error)) from error
+        unknown = self.rules.explain_unknown(values)
+        if unknown:
+            raise FileProblem(path, unknown)
+        return self.rules.count(values)
+
+
+def _explain_header(header: Header, path: Path) -> str:
+    """Say what is wrong with a file by its header alone; empty when nothing is."""
+    if not header.complete:
+        return f"truncated {header.kind}: the end of the file is missing"
+    if SUFFIXES.get(path.suffix.lower()) != header.kind:
+        return f"the name ends in {path.suffix}, but the file is {header.kind}: rename it"
+    if header.orientation != NOT_ROTATED:
+        return (
+            f"EXIF orientation {header.orientation}: viewers turn this file, its partner is stored as it is. Turn the "
+            "pixels (mogrify -auto-orient) if the pair then fits, else remove the tag (exiftool -Orientation=)"
+        )
+    return ""
