@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def evaluate(
             target [h, w], prediction [h, w]), all on the CPU.
     """
     if data is None:
-        data = EvalDataset(check_split(config.data, split).samples, config.data)
+        data = EvalDataset(check_split(config.data, split).samples, config.data, split=split)
     if device is not None:
         model = model.to(device)
     if normalize is None:
@@ -86,7 +86,7 @@ def evaluate(
     num_workers = config.data.workers if workers is None else workers
     loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers)
     shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
-    with evaluation_mode(model), torch.no_grad(), shown as advance:
+    with closing(loader), evaluation_mode(model), torch.no_grad(), shown as advance:
         for items in loader:
             for item, prediction in zip(items, _predict(predictor, items, mean_loss), strict=True):
                 confusion.update(prediction[None], item["target"][None])
