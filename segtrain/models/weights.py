@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def read_file(path: Path) -> Any:
             from safetensors.torch import load  # comes with segmentation-models-pytorch
 
             return load(path.read_bytes())
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Files of other pickle protocols load, or are refused below: no news for the user.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a file of tensors and plain values, and nothing in it was run: {_first_line(error)}; "
