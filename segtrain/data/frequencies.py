@@ -102,7 +102,7 @@ def _count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> 
     labels = target[~ignored].astype(np.int64)
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)"
+            f"labels run from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}, or {ignore_index}"
         )
     return np.append(np.bincount(labels, minlength=num_classes), np.int64(ignored.sum()))
 

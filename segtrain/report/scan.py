@@ -1,0 +1,136 @@
+"""Shows class frequencies: a table for the terminal, JSON, an index of the images as CSV, and a bar chart."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.markup import escape
+from rich.table import Table
+
+from segtrain.data.frequencies import ClassFrequencies, ScanResult
+
+RARE_SHARE = 0.01
+FREQUENT_COLOUR, RARE_COLOUR = "#0072B2", "#D55E00"  # colour-blind safe (Okabe & Ito)
+INCHES_PER_CLASS = 0.24
+DOTS_PER_INCH = 110
+MAX_INCHES = 65000 / DOTS_PER_INCH  # matplotlib draws at most 2^16 dots a side
+
+
+def frequency_table(frequencies: ClassFrequencies, names: Sequence[str]) -> Table:
+    """A row for each class in the order of their numbers."""
+    table = Table("", "class", "pixels", "% of pixels", "images", "% of images", box=None, pad_edge=False)
+    for column in (table.columns[0], *table.columns[2:]):
+        column.justify = "right"
+    num_images = max(1, frequencies.num_images)
+    for number, name in enumerate(names):
+        pixels, images = int(frequencies.pixels[number]), int(frequencies.images[number])
+        shares = percent(frequencies.share[number]), percent(images / num_images)
+        style = "yellow" if pixels == 0 else None
+        table.add_row(str(number), escape(name), f"{pixels:,}", shares[0], f"{images:,}", shares[1], style=style)
+    return table
+
+
+def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
+    """What the table does not say: ignored pixels, imbalance, absent classes, skipped files."""
+    frequencies = result.frequencies
+    lines = [
+        f"{frequencies.num_images:,} images ({result.num_read:,} read, the others known from an earlier scan)",
+        f"ignored: {frequencies.ignored:,} pixels, {percent(frequencies.ignored_share)} % of all",
+        f"imbalance ratio: {frequencies.imbalance_ratio:,.1f} (pixels of the most frequent class to the rarest)",
+    ]
+    absent = [name for name, pixels in zip(names, frequencies.pixels, strict=True) if pixels == 0]
+    if absent:
+        lines.append(f"absent: {', '.join(absent)}")
+    if result.problems:
+        lines.append(f"left out (data.on_bad: skip): {len(result.problems)} bad files")
+        lines += [f"  {path}: {reason}" for path, reason in result.problems]
+    return lines
+
+
+def percent(share: float) -> str:
+    """A share in percent with two decimals, or as many as the first digit that is not 0 needs."""
+    value = 100 * float(share)
+    if value == 0 or value >= 0.01:
+        return f"{value:.2f}"
+    return np.format_float_positional(value, precision=1, fractional=False)
+
+
+def write_json(path: Path, result: ScanResult, names: Sequence[str], *, split: str) -> None:
+    """Counts, shares and bad files, under the names of the classes."""
+    frequencies = result.frequencies
+    ratio = frequencies.imbalance_ratio
+    content = {
+        "split": split,
+        "classes": list(names),
+        **frequencies.to_dict(),
+        "share": frequencies.share.tolist(),
+        "ignored_share": frequencies.ignored_share,
+        "imbalance_ratio": None if np.isnan(ratio) else ratio,
+        "problems": [{"file": str(file), "reason": reason} for file, reason in result.problems],
+    }
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_index(path: Path, result: ScanResult, names: Sequence[str]) -> None:
+    """One line for each image: its name, its files and its pixels of each class."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["name", "image", "mask", *names, "ignored"])
+        for sample, counts in zip(result.samples, result.counts.tolist(), strict=True):
+            writer.writerow([sample.name, sample.image, sample.mask, *counts])
+
+
+def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str], *, title: str) -> None:
+    """Draw the share of each class in the valid pixels, most frequent first, on a log scale, as PNG."""
+    order = np.argsort(-frequencies.pixels, kind="stable")
+    percents = 100 * frequencies.share[order]
+    height = min(INCHES_PER_CLASS * len(names) + 1.3, MAX_INCHES)
+    figure = Figure(figsize=(9, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    smallest = percents[percents > 0].min(initial=100)
+    left, right = min(0.1, smallest / 3), 1000  # the smallest bar has a length, the longest room for its label
+    rows = np.arange(len(names))
+    colours = [RARE_COLOUR if value < 100 * RARE_SHARE else FREQUENT_COLOUR for value in percents]
+    axes.barh(rows, np.maximum(percents, left), color=colours, height=0.72)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for row, number in enumerate(order.tolist()):
+        label, end = _bar_label(frequencies, number), max(float(percents[row]), left)
+        axes.text(end * 1.08, row, label, va="center", fontsize=8, color="#333333", bbox=behind)
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(rows, [_short(names[number]) for number in order], fontsize=8)
+    ticks = [tick for tick in axes.get_xticks() if left <= tick <= 100]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("% of the valid pixels (log scale); orange: below 1 %", fontsize=9)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(f"{title}\n{_chart_summary(frequencies)}", fontsize=10, loc="left")
+    figure.savefig(path)
+
+
+def _bar_label(frequencies: ClassFrequencies, number: int) -> str:
+    if frequencies.pixels[number] == 0:
+        return "absent"
+    images = int(frequencies.images[number])
+    return f"{percent(frequencies.share[number])} %  in {images:,} image{'s' if images != 1 else ''}"
+
+
+def _chart_summary(frequencies: ClassFrequencies) -> str:
+    ratio, ignored = frequencies.imbalance_ratio, percent(frequencies.ignored_share)
+    return f"{frequencies.num_images:,} images, imbalance ratio {ratio:,.1f}, {ignored} % of the pixels ignored"
+
+
+def _short(name: str) -> str:
+    plain = name.replace("$", r"\$")  # matplotlib would read it as mathematics
+    return plain if len(plain) <= 30 else f"{plain[:29]}…"
