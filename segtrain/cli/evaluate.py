@@ -1,0 +1,53 @@
+"""The command `evaluate`: measure every class of a run on a split, as a table, JSON, CSV and a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from segtrain.cli.arguments import add_run_arguments, open_run, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_arguments(parser)
+    parser.add_argument("--split", default="val", help="split of the data set to measure on; default: val")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: <run folder>/evaluation/<split>")
+    parser.add_argument(
+        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as evaluate.batch_size=2")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table and write the files; return 0."""
+    import csv
+    import json
+
+    from segtrain.console import make_console
+    from segtrain.engine.evaluate import evaluate
+    from segtrain.report.confusion_plot import save_confusion_plot
+    from segtrain.report.tables import class_table, csv_rows, metrics_json
+
+    loaded, config = open_run(args, overrides=args.overrides)
+    out = args.out or loaded.folder / "evaluation" / args.split
+    evaluation = evaluate(
+        config,
+        model=loaded.model,
+        normalize=loaded.normalize,
+        split=args.split,
+        frequencies=loaded.frequencies,
+        show_progress=True,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"checkpoint": str(loaded.path), "step": loaded.step, "epoch": loaded.epoch, **metrics_json(evaluation)}
+    (out / "metrics.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with (out / "classes.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(csv_rows(evaluation))
+    title = f"{config.name}, step {loaded.step}, {args.split}"
+    save_confusion_plot(out / "confusion.png", evaluation.confusion, evaluation.class_names, title=title)
+    console = make_console()
+    console.print(f"{loaded.path} (step {loaded.step})", markup=False)
+    console.print(class_table(evaluation))
+    console.print(f"\nwritten to {out}: metrics.json, classes.csv, confusion.png", markup=False)
+    return 0

@@ -1,0 +1,44 @@
+"""The command `predict`: write index masks, palette masks and overlays for images of your own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from segtrain.cli.arguments import add_run_arguments, open_run, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_arguments(parser)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist in --out")
+    parser.add_argument(
+        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict and write; return 0. Raises DataError at the end if images could not be read."""
+    from segtrain.console import make_console
+    from segtrain.engine.predict import Predictor
+    from segtrain.engine.predict_files import check_outputs, find_images, write_predictions
+
+    # The images and the outputs are checked first: loading a model takes longer than a typing error should.
+    sources = find_images(args.images, out=args.out)
+    if not args.overwrite:
+        check_outputs(sources, args.out)
+    loaded, config = open_run(args)
+    predictor = Predictor.from_config(config, model=loaded.model, normalize=loaded.normalize)
+    written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
+    console = make_console()
+    console.print(
+        f"{written} images, in {args.out}: index/ (class numbers), palette/ (colours), overlay/ (on the image)",
+        markup=False,
+    )
+    if config.data.label_map is not None:
+        console.print(
+            "index/ holds the class numbers of classes.json, not the mask values of data.label_map", markup=False
+        )
+    return 0

@@ -1,0 +1,56 @@
+"""The command `visualize`: panels of the images on which the named classes fare worst, and a page that shows them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from segtrain.cli.arguments import add_run_arguments, open_run, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_run_arguments(parser)
+    parser.add_argument("--split", default="val", help="split of the data set to look at; default: val")
+    parser.add_argument("--classes", metavar="A,B", help="classes to look at; default: the rarest in training")
+    parser.add_argument("--worst", type=positive, default=20, metavar="N", help="how many images; default: 20")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: <run folder>/visualization/<split>")
+    parser.add_argument(
+        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=/data/camvid")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find the worst images, draw them and write the page; return 0."""
+    from segtrain.console import make_console
+    from segtrain.data.dataset import EvalDataset
+    from segtrain.data.frequencies import check_split
+    from segtrain.report.gallery import write_gallery
+    from segtrain.report.worst import choose_classes, find_worst
+
+    loaded, config = open_run(args, overrides=args.overrides)
+    names = config.data.class_names
+    wanted = None if args.classes is None else args.classes
+    scan = check_split(config.data, args.split)
+    rarest = scan.frequencies if loaded.frequencies is None else loaded.frequencies
+    classes = choose_classes(wanted, names, pixels=rarest.pixels, tail_fraction=config.evaluate.tail_fraction)
+    data = EvalDataset(scan.samples, config.data, split=args.split)
+    found = find_worst(
+        config,
+        model=loaded.model,
+        normalize=loaded.normalize,
+        data=data,
+        split=args.split,
+        classes=classes,
+        num_worst=args.worst,
+    )
+    out = args.out or loaded.folder / "visualization" / args.split
+    page = write_gallery(found, out, data=data, config=config, checkpoint=loaded.path, step=loaded.step)
+    console = make_console()
+    console.print(
+        f"{len(found.images)} of the {found.num_holding} images that hold {', '.join(found.class_names)}, worst first",
+        markup=False,
+    )
+    console.print(f"open {page}", markup=False)
+    return 0

@@ -1,0 +1,235 @@
+"""From image files to mask files: what goes where, nothing lost, nothing overwritten, nothing silently left out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from segtrain.config import Config
+from segtrain.console import progress
+from segtrain.data.headers import SUFFIXES, FileProblem
+from segtrain.data.masks import read_image
+from segtrain.data.transforms import resize_image
+from segtrain.drawing import colorize, overlay, palette
+from segtrain.engine.predict import Predictor
+from segtrain.errors import DataError
+
+MAX_LISTED = 20
+JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to predict; `name` is its path below the folder that was given, without suffix."""
+
+    path: Path
+    name: str
+
+    def outputs(self, out: Path) -> tuple[Path, Path, Path]:
+        """Return the index PNG, the palette PNG and the overlay JPEG of this image."""
+        # Names may hold dots: a suffix is added, never replaced.
+        return (
+            out / "index" / f"{self.name}.png",
+            out / "palette" / f"{self.name}.png",
+            out / "overlay" / f"{self.name}.jpg",
+        )
+
+
+def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
+    """Return the images that files and folders name, sorted within each folder; what lies in `out` is left out.
+
+    Raises:
+        DataError: nothing there, a folder without images, or two images that would be written to one name.
+    """
+    sources: dict[Path, Source] = {}
+    for path in paths:
+        if path.is_dir():
+            found = _images_below(path, out)
+            if not found:
+                raise DataError(f"{path}: no images in this folder; looked for {' '.join(SUFFIXES)}")
+        elif path.is_file():
+            found = [Source(path, path.stem)]
+        else:
+            raise DataError(f"{path}: no such file or folder (seen from {Path.cwd()})")
+        for source in found:
+            sources.setdefault(source.path.resolve(), source)
+    _check_names(list(sources.values()))
+    return list(sources.values())
+
+
+def _images_below(folder: Path, out: Path) -> list[Source]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        own = out.resolve() != folder.resolve() and path.resolve().is_relative_to(out.resolve())
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden and not own:
+            found.append(Source(path, inner.with_name(path.stem).as_posix()))
+    return found
+
+
+def _check_names(sources: Sequence[Source]) -> None:
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for source in sources:
+        by_name[source.name].append(source.path)
+    clashes = [" and ".join(map(str, paths)) for paths in by_name.values() if len(paths) > 1]
+    if clashes:
+        raise DataError(
+            _listing("images would be written under one name", clashes, "predict them into different --out folders")
+        )
+
+
+def check_outputs(sources: Sequence[Source], out: Path) -> None:
+    """Raise DataError, naming them, if any file that would be written exists."""
+    wanted = [path for source in sources for path in source.outputs(out)]
+    existing = [str(path) for path in [*wanted, out / "classes.json", out / "manifest.json"] if path.exists()]
+    if existing:
+        advice = "nothing was written; choose another --out, or replace them with --overwrite"
+        raise DataError(_listing(f"files exist in {out}", existing, advice))
+
+
+def write_predictions(
+    sources: Sequence[Source], out: Path, *, config: Config, predictor: Predictor, checkpoint: Path
+) -> int:
+    """Write the masks of all readable images, classes.json and manifest.json; return the number of images.
+
+    Each image gets an index PNG (class numbers, 8 bits, 16 above 256 classes), a palette PNG (the same with the
+    classes' colours; RGB above 256 classes) and an overlay JPEG, all at its own stored size: EXIF orientation is
+    not applied, as in training.
+
+    Raises:
+        DataError: images that could not be read, all in one message, after the others have been written.
+    """
+    colors = palette(len(config.data.classes), [entry.color for entry in config.data.classes])
+    problems: list[str] = []
+    entries: list[dict[str, Any]] = []
+    _write(out / "classes.json", _json(describe_classes(config, colors)))
+    with progress("predicting", len(sources)) as advance:
+        for batch in _batches(sources, config, predictor.batch_size, problems):
+            predictions = _predict(batch, config, predictor)
+            for (source, image), prediction in zip(batch, predictions, strict=True):
+                _write_masks(source.outputs(out), image, prediction, colors)
+                entries.append(_entry(source, image.shape[:2], out))
+                advance(1)
+    _write(out / "manifest.json", _json({"checkpoint": str(checkpoint), "images": entries}))
+    if problems:
+        done = f"the other {len(entries)} were written" if entries else "nothing was written"
+        raise DataError(_listing("images could not be read", problems, done))
+    return len(entries)
+
+
+def describe_classes(config: Config, colors: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """Return the content of classes.json."""
+    names = config.data.class_names
+    content: dict[str, Any] = {
+        "note": "index PNGs hold these ids",
+        "classes": [{"id": index, "name": name, "color": colors[index].tolist()} for index, name in enumerate(names)],
+    }
+    if config.data.label_map is not None:
+        content["note"] = (
+            "index PNGs hold these ids, the numbers used in training; label_map tells from which values of the masks "
+            "they were made (raw value: class or 'ignore')"
+        )
+        content["label_map"] = {str(raw): label for raw, label in config.data.label_map.items()}
+    return content
+
+
+Pair = tuple[Source, npt.NDArray[Any]]
+
+
+def _batches(sources: Sequence[Source], config: Config, size: int, problems: list[str]) -> Iterator[list[Pair]]:
+    """Yield up to `size` neighbours of one shape and type together; reasons of unreadable images go to `problems`."""
+    batch: list[Pair] = []
+    for source in sources:
+        try:
+            image = read_image(source.path, in_channels=config.model.in_channels, max_pixels=config.data.max_pixels)
+        except FileProblem as problem:
+            problems.append(str(problem))
+            continue
+        if batch and (len(batch) == size or (batch[0][1].shape, batch[0][1].dtype) != (image.shape, image.dtype)):
+            yield batch
+            batch = []
+        batch.append((source, image))
+    if batch:
+        yield batch
+
+
+def _predict(batch: Sequence[Pair], config: Config, predictor: Predictor) -> list[npt.NDArray[Any]]:
+    images = [image for _, image in batch]
+    height, width = images[0].shape[:2]
+    if config.data.input_size is not None:
+        images = [resize_image(image, config.data.input_size) for image in images]
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return list(predictor.classes(stacked, size=(height, width)).numpy())
+
+
+def _write_masks(
+    paths: tuple[Path, Path, Path],
+    image: npt.NDArray[Any],
+    prediction: npt.NDArray[Any],
+    colors: npt.NDArray[np.uint8],
+) -> None:
+    index_path, palette_path, overlay_path = paths
+    if len(colors) <= 256:
+        index = Image.fromarray(prediction.astype(np.uint8))
+        painted = index.copy()
+        painted.putpalette(colors.tobytes())
+    else:
+        index = Image.fromarray(prediction.astype(np.uint16))
+        painted = Image.fromarray(colorize(prediction, colors, ignore_index=-1))
+    mixed = Image.fromarray(overlay(image, prediction, colors, ignore_index=-1))
+    _write(index_path, _encoded(index, "PNG"))
+    _write(palette_path, _encoded(painted, "PNG"))
+    _write(overlay_path, _encoded(mixed, "JPEG", quality=JPEG_QUALITY))
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _entry(source: Source, size: tuple[int, ...], out: Path) -> dict[str, Any]:
+    with source.path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    files = dict(zip(("index", "palette", "overlay"), source.outputs(out), strict=True))
+    return {
+        "name": source.name,
+        "source": str(source.path),
+        "sha256": digest,
+        "height": size[0],
+        "width": size[1],
+        **{key: path.relative_to(out).as_posix() for key, path in files.items()},
+    }
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a run that is stopped leaves no half masks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _listing(what: str, items: Sequence[str], advice: str) -> str:
+    more = [f"  ... and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
+    return "\n".join([f"{len(items)} {what}; {advice}", *(f"  {item}" for item in items[:MAX_LISTED]), *more])

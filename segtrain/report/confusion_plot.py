@@ -1,0 +1,70 @@
+"""The confusion matrix as a picture: each row is a class of the target, and its shares add up to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segtrain.drawing import shorten
+from segtrain.metrics import ConfusionMatrix
+
+ANNOTATED_CLASSES = 20
+NAMED_CLASSES = 60
+
+
+def row_shares(confusion: ConfusionMatrix) -> npt.NDArray[np.float64]:
+    """Return the matrix with rows that add up to 1, [C, C]; rows of classes without pixels are NaN."""
+    matrix = confusion.matrix.numpy().astype(np.float64)
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares: npt.NDArray[np.float64] = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+    return shares
+
+
+def save_confusion_plot(path: Path, confusion: ConfusionMatrix, class_names: Sequence[str], *, title: str) -> None:
+    """Write the row-normalised matrix as PNG, with numbers up to 20 classes and names up to 60."""
+    num_classes = len(class_names)
+    side = min(24.0, 3.0 + 0.55 * num_classes)
+    # A figure of its own, without pyplot: no window system is asked for, and nothing stays in a global list.
+    figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = row_shares(confusion)
+    colors = mpl.colormaps["Blues"].with_extremes(bad="0.92")
+    shown = axes.imshow(shares, vmin=0, vmax=1, cmap=colors)
+    figure.colorbar(shown, ax=axes, fraction=0.046, label="share of the target's pixels")
+    axes.set_title(_plain(title))
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("target")
+    if num_classes <= NAMED_CLASSES:
+        names = [_plain(shorten(name, 18)) for name in class_names]
+        axes.set_xticks(range(num_classes), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), names)
+    if num_classes <= ANNOTATED_CLASSES:
+        _annotate(axes, shares)
+    figure.savefig(path, dpi=120)
+
+
+def _annotate(axes: Axes, shares: npt.NDArray[np.float64]) -> None:
+    for row, column in np.argwhere(np.isfinite(shares)):
+        share = shares[row, column]
+        ink = "white" if share > 0.5 else "black" if share >= 0.01 else "0.6"
+        axes.text(column, row, _percent(share), ha="center", va="center", color=ink, fontsize=8)
+
+
+def _percent(share: float) -> str:
+    """Percent with one decimal; what rounds to nothing but is not nothing says so."""
+    if share == 0:
+        return "0"
+    return "<.1" if share < 0.0005 else "100" if share == 1 else f"{min(share, 0.9994) * 100:.1f}"
+
+
+def _plain(text: str) -> str:
+    """Return text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,140 @@
+"""The per-class table of an evaluation: for the terminal at 80 columns, as CSV rows and as JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from segtrain.drawing import shorten
+from segtrain.engine.evaluate import Evaluation
+
+TAIL_MARK = "*"
+UNDEFINED = "–"
+CSV_HEADER = ("class", "iou", "dice", "precision", "recall", "pixels", "images", "tail", "train_pixels")
+MEAN_NAMES = {
+    "miou": "mean IoU",
+    "miou_tail": "mean IoU, tail",
+    "miou_selected": "mean IoU, selected",
+    "fwiou": "IoU weighted by pixels",
+    "pixel_accuracy": "pixel accuracy",
+}
+
+
+def class_table(evaluation: Evaluation) -> Group:
+    """Return the table of all classes and the means under it, to be printed on a rich console."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=escape(_title(evaluation)))
+    table.title_style = ""
+    table.title_justify = "left"
+    table.add_column("class", max_width=24, overflow="fold")
+    for heading in ("IoU", "Dice", "precision", "recall", "pixels", "images"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    tail = set(evaluation.groups["miou_tail"])
+    for index, row in enumerate(class_rows(evaluation)):
+        name = Text(shorten(row["class"], 22) + (f" {TAIL_MARK}" if index in tail else ""))
+        ratios = [_ratio(row[key]) for key in ("iou", "dice", "precision", "recall")]
+        table.add_row(name, *ratios, _count(row["pixels"]), _count(row["images"]))
+    return Group(table, means_table(evaluation), Text(_notes(evaluation)))
+
+
+def means_table(evaluation: Evaluation) -> Table:
+    """Return the means, each with the number of classes that it is over."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    for key, name in MEAN_NAMES.items():
+        if key not in evaluation.scores:
+            continue
+        table.add_row(name, _ratio(evaluation.scores[key]), Text(_over(evaluation, key)))
+    if evaluation.loss is not None:
+        table.add_row("loss", _ratio(evaluation.loss), Text(""))
+    return table
+
+
+def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return one record for each class with the keys of CSV_HEADER; undefined ratios are NaN."""
+    tail = set(evaluation.groups["miou_tail"])
+    support = evaluation.confusion.support.tolist()
+    train = None if evaluation.frequencies is None else evaluation.frequencies.pixels
+    rows = []
+    for index, name in enumerate(evaluation.class_names):
+        ratios = {key: evaluation.scores[f"{key}/{name}"] for key in ("iou", "dice", "precision", "recall")}
+        counts = {"pixels": support[index], "images": int(evaluation.confusion.images[index])}
+        trained = {"tail": index in tail, "train_pixels": None if train is None else int(train[index])}
+        rows.append({"class": name, **ratios, **counts, **trained})
+    return rows
+
+
+def csv_rows(evaluation: Evaluation) -> list[list[Any]]:
+    """Return the header and one row for each class; undefined values are empty."""
+    rows = [[_blank(row[key]) for key in CSV_HEADER] for row in class_rows(evaluation)]
+    return [list(CSV_HEADER), *rows]
+
+
+def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the whole evaluation in JSON types; undefined values are null."""
+    names = evaluation.class_names
+    means = {
+        key: {
+            "value": _null(evaluation.scores[key]),
+            "classes": [names[index] for index in group],
+            "counted": evaluation.counted[key],
+        }
+        for key, group in evaluation.groups.items()
+    }
+    others = {key: _null(evaluation.scores[key]) for key in ("fwiou", "pixel_accuracy")}
+    classes = [{key: _null(value) for key, value in row.items()} for row in class_rows(evaluation)]
+    return {
+        "split": evaluation.split,
+        "num_images": evaluation.num_images,
+        "loss": _null(evaluation.loss),
+        "means": means,
+        **others,
+        "classes": classes,
+        "confusion": {"rows": "target", "columns": "prediction", **evaluation.confusion.state()},
+    }
+
+
+def _title(evaluation: Evaluation) -> str:
+    images = f"{evaluation.num_images} image{'s' if evaluation.num_images != 1 else ''}"
+    counted, num_classes = evaluation.counted["miou"], len(evaluation.class_names)
+    return f"{evaluation.split}: {images}, means over {counted} of {num_classes} classes"
+
+
+def _over(evaluation: Evaluation, key: str) -> str:
+    if key not in evaluation.groups:
+        return ""
+    group = evaluation.groups[key]
+    counted = evaluation.counted[key]
+    of = "" if counted == len(group) else f" of {len(group)}"
+    return f"over {counted}{of} class{'es' if len(group) != 1 or counted != 1 else ''}"
+
+
+def _notes(evaluation: Evaluation) -> str:
+    by = "training pixels" if evaluation.frequencies is not None else "pixels of this split (training pixels unknown)"
+    notes = [f"{TAIL_MARK} tail: the rarest by {by}"]
+    if any(math.isnan(row["iou"]) for row in class_rows(evaluation)):
+        notes.append(f"{UNDEFINED} undefined: neither in the masks nor predicted; left out of the means")
+    return "\n".join(notes)
+
+
+def _ratio(value: float) -> str:
+    return UNDEFINED if math.isnan(value) else f"{value:.4f}"
+
+
+def _count(value: int) -> str:
+    """Up to ten digits in full, which the table has room for; above, in billions."""
+    return f"{value}" if value < 10**10 else f"{value / 10**9:.1f}G"
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _blank(value: Any) -> Any:
+    return "" if _null(value) is None else value
