@@ -128,6 +128,7 @@ def _about(error: OSError) -> str:
 def _stdout_is_gone() -> bool:
     """Whether it is our own output that nobody reads; then it is closed for good, for the interpreter's last flush."""
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 
-import annotated_types
-from pydantic import BaseModel, Tag, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ValidationError
 
+from segtrain.config.annotations import (
+    Whole,
+    bare_type,
+    describe,
+    kind_names,
+    literal_words,
+    of_field,
+    section_type,
+    union_members,
+)
 from segtrain.config.source import Node, Place, Problem
 
-_SIMPLE = {
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    type(None): "null",
-    Any: "anything",
-}
-_BOUNDS = ((annotated_types.Ge, "ge", "of at least"), (annotated_types.Gt, "gt", "above"))
-_UPPER = ((annotated_types.Le, "le", "at most"), (annotated_types.Lt, "lt", "below"))
 _MAX_SHOWN = 60
-_MAX_NAMES = 30
 
 
 @dataclass(frozen=True)
@@ -52,10 +48,10 @@ def explain(error: ValidationError, root: Node, schema: type[BaseModel]) -> list
         texts.setdefault(key, Problem(place, f"{dotted(path)}: {text}" if path else text))
     # A union reports each branch that did not fit: the report that went deepest into the value is the useful one.
     paths = list(texts)
-    return [texts[path] for path in paths if not _has_deeper(path, paths, root)]
+    return [texts[path] for path in paths if not _has_deeper(path, paths)]
 
 
-def _has_deeper(path: tuple[Any, ...], paths: Iterable[tuple[Any, ...]], root: Node) -> bool:
+def _has_deeper(path: tuple[Any, ...], paths: Iterable[tuple[Any, ...]]) -> bool:
     return any(len(other) > len(path) > 0 and other[: len(path)] == path for other in paths)
 
 
@@ -83,16 +79,16 @@ def _locate(loc: Sequence[Any], root: Node, schema: type[BaseModel], *, missing:
 
 def _step(spot: _Spot, part: Any, *, missing: bool) -> _Spot | None:
     value = spot.node.value if spot.node is not None else None
-    bare = _bare(spot.annotation)
     path = (*spot.path, part)
-    if isinstance(bare, type) and issubclass(bare, BaseModel):
-        field = bare.model_fields.get(part) if isinstance(part, str) else None
-        annotation = _of_field(field) if field is not None else None
+    section = section_type(spot.annotation)
+    if section is not None:
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        annotation = of_field(field) if field is not None else None
         node = value.get(part) if isinstance(value, dict) else None
         if node is None and not missing:
             return None
-        return _Spot(path, node, node.place if node is not None else spot.place, annotation, bare)
-    arguments = typing.get_args(bare)
+        return _Spot(path, node, node.place if node is not None else spot.place, annotation, section)
+    arguments = typing.get_args(bare_type(spot.annotation))
     if isinstance(value, dict) and part in value:
         key_annotation, annotation = arguments if len(arguments) == 2 else (Any, Any)
         return _Spot(path, value[part], value[part].place, annotation, key_annotation=key_annotation)
@@ -105,41 +101,26 @@ def _step(spot: _Spot, part: Any, *, missing: bool) -> _Spot | None:
 
 def _choose_branch(spot: _Spot, parts: Sequence[Any]) -> tuple[Any, int]:
     """Return the branch of a union that the value belongs to, and how many parts of the location name it."""
-    members = _members(spot.annotation)
+    members = union_members(spot.annotation)
     if len(members) < 2:
         return (members[0] if members else spot.annotation), 0
-    if isinstance(spot.annotation, _Whole):
+    if isinstance(spot.annotation, Whole):
         return spot.annotation, 0
     if len(parts) == 1 and isinstance(parts[0], str):
-        return _Whole(spot.annotation), 1
+        return Whole(spot.annotation), 1
     for member in members:
-        if parts[0] in _tags(member):
+        if parts[0] in kind_names(member):
             return member, 1
     value = spot.node.value if spot.node is not None else None
     for member in members:
         if _fits_container(member, value):
             return member, 1
-    return _Whole(spot.annotation), 1
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A union of which no branch is meant: described as a whole."""
-
-    annotation: Any
+    return Whole(spot.annotation), 1
 
 
 def _fits_container(member: Any, value: Any) -> bool:
-    origin = typing.get_origin(_bare(member))
+    origin = typing.get_origin(bare_type(member))
     return (isinstance(value, list) and origin is tuple) or (isinstance(value, dict) and origin is dict)
-
-
-def _tags(member: Any) -> tuple[Any, ...]:
-    tags = tuple(extra.tag for extra in _extras(member) if isinstance(extra, Tag))
-    bare = _bare(member)
-    if isinstance(bare, type) and issubclass(bare, BaseModel) and "name" in bare.model_fields:
-        tags += typing.get_args(bare.model_fields["name"].annotation)
-    return tags
 
 
 def _own_place(text: str, spot: _Spot, root: Node) -> Place | None:
@@ -172,7 +153,7 @@ def _word(item: Any, spot: _Spot, schema: type[BaseModel]) -> tuple[tuple[Any, .
 
 
 def _wrong_name(spot: _Spot) -> tuple[tuple[Any, ...], str]:
-    names = [str(tag) for member in _members(spot.annotation) for tag in _tags(member)]
+    names = [str(tag) for member in union_members(spot.annotation) for tag in kind_names(member)]
     value = spot.node.value if spot.node is not None else None
     node = value.get("name") if isinstance(value, dict) else None
     path = (*spot.path, "name")
@@ -203,10 +184,10 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")
-        for member in _members(_of_field(field)):
-            bare = _bare(member)
-            if isinstance(bare, type) and issubclass(bare, BaseModel):
-                keys += _all_keys(bare, f"{prefix}{name}.")
+        for member in union_members(of_field(field)):
+            section = section_type(member)
+            if section is not None:
+                keys += _all_keys(section, f"{prefix}{name}.")
     return list(dict.fromkeys(keys))
 
 
@@ -219,10 +200,9 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 def wrong_value(value: Any, annotation: Any) -> str:
     """Say that a value is not what the schema wants there; of fixed words, which one is closest."""
-    whole = annotation.annotation if isinstance(annotation, _Whole) else annotation
-    words = [word for member in _members(whole) for word in _literals(member)]
+    words = [word for member in union_members(annotation) for word in literal_words(member)]
     hint = suggest(value, [str(word) for word in words]) if isinstance(value, str) and words else ""
-    return f"found {show(Node(value))}, expected {describe(whole)}{hint}"
+    return f"found {show(Node(value))}, expected {describe(annotation)}{hint}"
 
 
 def show(node: Node) -> str:
@@ -238,88 +218,3 @@ def show(node: Node) -> str:
     if isinstance(value, list):
         return f"{text} (a list of {len(value)})"
     return f"{text} ({names.get(type(value), type(value).__name__)})"
-
-
-def describe(annotation: Any) -> str:
-    """Say in words what a type of the schema accepts."""
-    annotation = annotation.annotation if isinstance(annotation, _Whole) else annotation
-    members = _members(annotation, keep_none=True)
-    if len(members) > 1:
-        words = list(dict.fromkeys(_describe_one(member) for member in members))
-        return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-    return _describe_one(annotation)
-
-
-def _describe_one(annotation: Any) -> str:
-    bare, bounds = _bare(annotation), _bounds(annotation)
-    origin, arguments = typing.get_origin(bare), typing.get_args(bare)
-    if origin is Literal:
-        words = ", ".join(str(word) for word in arguments)
-        return words if len(arguments) == 1 else f"one of: {words}"
-    if origin is tuple and arguments[-1] is Ellipsis:
-        return f"a list{bounds}, each {describe(arguments[0])}"
-    if origin is tuple:
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
-    if origin is dict:
-        values = "" if arguments[1] is Any else f", each value {describe(arguments[1])}"
-        return f"a mapping (keys: {describe(arguments[0])}{values})"
-    if isinstance(bare, type) and issubclass(bare, BaseModel):
-        required = [name for name, field in bare.model_fields.items() if field.is_required()]
-        return (
-            f"a section with {', '.join(required)}" if required else f"a section (of: {', '.join(bare.model_fields)})"
-        )
-    return f"{_SIMPLE.get(bare, getattr(bare, '__name__', str(bare)))}{bounds}"
-
-
-def _bounds(annotation: Any) -> str:
-    words = []
-    for extra in _extras(annotation):
-        for group in (_BOUNDS, _UPPER):
-            words += [f"{word} {getattr(extra, key)}" for kind, key, word in group if isinstance(extra, kind)]
-        if isinstance(extra, annotated_types.MinLen):
-            words.append("not empty" if extra.min_length == 1 else f"of at least {extra.min_length}")
-        if getattr(extra, "pattern", None):
-            words.append(f"matching {extra.pattern}")
-    return f" {' and '.join(words)}" if words else ""
-
-
-def _of_field(field: FieldInfo) -> Any:
-    """A field's annotation together with what Field() says about it."""
-    annotation: Any = field.annotation
-    for extra in field.metadata:
-        annotation = Annotated[annotation, extra]
-    return annotation
-
-
-def _bare(annotation: Any) -> Any:
-    while typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    return annotation
-
-
-def _extras(annotation: Any) -> list[Any]:
-    """Constraints of an Annotated type; those of a nested FieldInfo count too."""
-    if typing.get_origin(annotation) is not Annotated:
-        return []
-    inner, *extras = typing.get_args(annotation)
-    flat: list[Any] = []
-    for extra in extras:
-        flat += extra.metadata if isinstance(extra, FieldInfo) else [extra]
-    return _extras(inner) + flat
-
-
-def _members(annotation: Any, *, keep_none: bool = False) -> list[Any]:
-    """Branches of a union, without None unless it is asked for; a type by itself is its only branch."""
-    annotation = annotation.annotation if isinstance(annotation, _Whole) else annotation
-    bare = _bare(annotation)
-    if typing.get_origin(bare) not in (Union, types.UnionType):
-        return [annotation]
-    members: list[Any] = []
-    for member in typing.get_args(bare):
-        members += _members(member, keep_none=keep_none)
-    return [member for member in members if keep_none or member is not type(None)]
-
-
-def _literals(member: Any) -> tuple[Any, ...]:
-    bare = _bare(member)
-    return typing.get_args(bare) if typing.get_origin(bare) is Literal else ()

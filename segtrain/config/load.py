@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from segtrain.config.annotations import kind_names, of_field, section_type, union_members
 from segtrain.config.explain import explain
 from segtrain.config.merge import apply_overrides, merge
 from segtrain.config.schema import Config
@@ -26,7 +27,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
       with one base do not share a folder.
     - An override is `key.path=value`, its value is YAML, and numbers in the path index into lists:
       `train.epochs=5`, `loss.terms.0.weight=2`, `data.train_transforms=[]`. It sets the value as a whole.
-    - `name` defaults to the stem of the file.
+    - `name` defaults to the stem of the file. A section that does not name its kind changes the default one:
+      `optimizer: {lr: 1e-4}` is AdamW with that lr.
 
     Raises ConfigError with one line per problem: `configs/x.yaml:12: train.epoch: unknown key; did you mean 'epochs'?`
     """
@@ -48,7 +50,29 @@ def parse_config(mapping: Mapping[str, Any], overrides: Sequence[str] = ()) -> C
     return _validate(root, problems)
 
 
+def _complete_kinds(root: Node, section: type[BaseModel]) -> None:
+    """Lay sections that do not say their kind over the default one: `optimizer: {lr: 0.1}` changes AdamW's lr."""
+    if not isinstance(root.value, dict):
+        return
+    for key, field in section.model_fields.items():
+        node = root.value.get(key)
+        if node is None or not isinstance(node.value, dict):
+            continue
+        members = union_members(of_field(field))
+        default = field.get_default()
+        if len(members) > 1 and isinstance(default, BaseModel) and "name" not in node.value:
+            given = default.model_dump(include=default.model_fields_set)
+            node.value = {**node_from_plain(given, node.place).value, **node.value}
+        name = node.value["name"].value if "name" in node.value else None
+        kinds = [member for member in members if len(members) == 1 or name in kind_names(member)]
+        for kind in kinds:
+            inner = section_type(kind)
+            if inner is not None:
+                _complete_kinds(node, inner)
+
+
 def _validate(root: Node, problems: list[Problem]) -> Config:
+    _complete_kinds(root, Config)
     try:
         config = Config.model_validate(root.plain())
     except ValidationError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.nodes import Node as YamlNode
@@ -18,7 +19,7 @@ from ruamel.yaml.reader import ReaderError
 
 from segtrain.errors import ConfigError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
 
@@ -82,18 +83,35 @@ def read_yaml(text: str, source: str, problems: list[Problem], *, numbered: bool
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source}: {len(text):,} characters; a configuration has at most {MAX_BYTES:,}")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _ShallowComposer
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        root = yaml.compose(text)
     except (MarkedYAMLError, ReaderError) as error:
         problem = _syntax(error, text)
         raise ConfigError(f"{Place(source, problem.line if numbered else None)}: {problem.text}") from None
     except YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels") from None
     if root is None:
         return Node(None, Place(source, 1 if numbered else None))
     return _Reader(source, problems, numbered).read(root)
+
+
+class _ShallowComposer(Composer):
+    """ruamel's composer, which stops at MAX_DEPTH levels instead of at Python's recursion limit."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node and all in it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ComposerError(
+                problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=self.parser.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True)
@@ -104,8 +122,9 @@ class _Syntax:
 
 def _syntax(error: MarkedYAMLError | ReaderError, text: str) -> _Syntax:
     if isinstance(error, ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        return _Syntax(line, f"unprintable character U+{ord(error.character):04X}; expected UTF-8 text")
+        # ruamel's position is counted within its read-ahead; the character itself is exact.
+        line = text.count("\n", 0, text.find(chr(error.character))) + 1
+        return _Syntax(line, f"unprintable character U+{error.character:04X}; expected UTF-8 text")
     mark = error.problem_mark or error.context_mark
     problem = " ".join(str(error.problem or error.context).split())
     if "\\t" in problem:
