@@ -1,0 +1,198 @@
+"""Checkpoints: written whole or not at all, read without running code, turned back into a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import segtrain
+from segtrain.config import Config, config_to_dict, parse_config
+from segtrain.data import ClassFrequencies
+from segtrain.engine.device import select_device
+from segtrain.errors import CheckpointError
+from segtrain.models import Normalize, build_model
+
+FORMAT = 1
+FOLDER = "checkpoints"
+
+
+def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write `payload` to `path` so that a reader sees the old file or the new one, never a part.
+
+    The bytes go to a temporary file beside it, reach the disk (fsync), and take the name in one step
+    (rename); the folder is synced last.
+
+    Raises:
+        CheckpointError: the file could not be written; what stood at `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            torch.save(dict(payload), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    # torch reports a failed write as RuntimeError, whatever the cause was
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = f"the earlier {path.name} is intact" if path.exists() else "no earlier checkpoint existed"
+        raise CheckpointError(
+            f"could not write {path}: {_first_line(error)}; {kept}. Free space or choose another folder with "
+            "output=..., then go on with train.resume=auto"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed saves left in a run's checkpoint folder."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU with `weights_only=True`: nothing in it can run code.
+
+    Raises:
+        CheckpointError: the file is missing, broken, holds more than tensors and plain values, or is not ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: give a run folder or a .pt file that training wrote")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen types for broken files
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({_first_line(error)[:160]}): it is broken, or not made by segtrain"
+        ) from error
+    if not isinstance(payload, dict) or "format" not in payload or "config" not in payload:
+        raise CheckpointError(
+            f"{path} holds no segtrain checkpoint (no 'format' and 'config'); bare weights go in by model.init_from"
+        )
+    if payload["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {payload['format']}, this segtrain {segtrain.__version__} reads {FORMAT}"
+        )
+    return payload
+
+
+def find_checkpoint(path: str | Path, which: str = "best") -> Path:
+    """Return the checkpoint file meant by a run folder or a file.
+
+    In a folder `which` (best or last) is preferred, and the other one taken where it does not exist.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give a run folder (such as runs/quickstart) or a .pt file")
+    names = ("best.pt", "last.pt") if which == "best" else ("last.pt", "best.pt")
+    for name in names:
+        if (path / FOLDER / name).is_file():
+            return path / FOLDER / name
+    raise CheckpointError(
+        f"{path} holds no checkpoint: expected {path / FOLDER / names[0]} (has the run been trained?)"
+    )
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with what is needed to use it.
+
+    Attributes:
+        path: the checkpoint file; folder: the run's folder, where outputs go by default.
+        config: as trained, with the overrides applied.
+        model: in eval mode on the device; the averaged weights where the run kept them.
+        normalize: images as stored -> what the model expects.
+        frequencies: class frequencies of the training data.
+    """
+
+    path: Path
+    folder: Path
+    config: Config
+    model: nn.Module
+    normalize: Normalize
+    device: torch.device
+    frequencies: ClassFrequencies | None
+    step: int
+    epoch: float
+
+
+def load_run(
+    path: str | Path, *, device: str = "auto", which: str = "best", overrides: Sequence[str] = ()
+) -> LoadedRun:
+    """Rebuild a trained model offline from a run folder or a checkpoint file.
+
+    Neither pretrained weights nor `init_from` are looked for again: all weights are in the checkpoint.
+
+    Raises:
+        CheckpointError: no checkpoint, a broken one, or one whose weights do not fit the config in it.
+    """
+    path = find_checkpoint(path, which)
+    payload = load_checkpoint(path)
+    config = parse_config(payload["config"], overrides)
+    target = select_device(device if device != "auto" else config.device)
+    model = build_model(config.model, len(config.data.classes), load_weights=False)
+    load_weights(model, payload.get("ema") or payload["model"], path)
+    frequencies = payload.get("frequencies")
+    return LoadedRun(
+        path=path,
+        folder=path.parent.parent if path.parent.name == FOLDER else path.parent,
+        config=config,
+        model=model.to(target).eval(),
+        normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(target),
+        device=target,
+        frequencies=ClassFrequencies.from_dict(frequencies) if frequencies else None,
+        step=payload["step"],
+        epoch=payload["epoch"],
+    )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load `weights` into `model`, all of them.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first differences are listed.
+    """
+    own = model.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in weights]
+    wrong += [f"unexpected {name}" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit the model: {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''} "
+            f"({len(wrong)} differences). Start from its weights where they fit with model.init_from={path}"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def describe_run(config: Config, frequencies: ClassFrequencies) -> dict[str, Any]:
+    """Return the part of a checkpoint that does not change during a run."""
+    return {
+        "format": FORMAT,
+        "segtrain": segtrain.__version__,
+        "config": config_to_dict(config),
+        "frequencies": frequencies.to_dict(),
+    }

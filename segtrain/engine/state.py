@@ -1,0 +1,122 @@
+"""What changes while a run goes on: position, best result, averaged weights, random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segtrain.config import Config
+
+
+@dataclass
+class TrainState:
+    """Counters of a run; everything else about its position follows from them.
+
+    Attributes:
+        step: optimizer steps done. The batches read are `step × accumulate`, which gives epoch and position.
+        evaluated_step: step of the last finished evaluation.
+        best_value, best_step: best value of `train.best_metric` so far, NaN before the first.
+        evaluations_without_gain: for early stopping.
+        skipped_steps: steps left out because the loss or the gradient was not finite.
+        best_iou: highest IoU seen so far for each class name.
+        warned: classes that were already named in a warning.
+    """
+
+    step: int = 0
+    evaluated_step: int = -1
+    best_value: float = math.nan
+    best_step: int = -1
+    evaluations_without_gain: int = 0
+    skipped_steps: int = 0
+    best_iou: dict[str, float] = field(default_factory=dict)
+    warned: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
+        """Rebuild the state from `to_dict`."""
+        return cls(**{entry.name: values[entry.name] for entry in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How epochs, batches and optimizer steps of a run map onto each other."""
+
+    batches_per_epoch: int
+    accumulate: int
+    total_steps: int
+    evaluate_every: int
+    evaluate_unit: str
+
+    @classmethod
+    def from_config(cls, config: Config, batches_per_epoch: int) -> Schedule:
+        """Derive the schedule; a run has at least one step."""
+        train = config.train
+        if train.steps is not None:
+            total = train.steps
+        else:
+            assert train.epochs is not None
+            total = max(1, train.epochs * batches_per_epoch // train.accumulate)
+        return cls(batches_per_epoch, train.accumulate, total, train.evaluate_every, train.evaluate_unit)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return (epoch, batch within it) at which the step after `step` starts reading."""
+        return divmod(step * self.accumulate, self.batches_per_epoch)
+
+    def epoch(self, step: int) -> float:
+        """Return the epochs read after `step` steps."""
+        return step * self.accumulate / self.batches_per_epoch
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether an evaluation follows step number `step`."""
+        if step == 0:
+            return False
+        if step >= self.total_steps:
+            return True
+        if self.evaluate_unit == "steps":
+            return step % self.evaluate_every == 0
+        whole = self.position(step)[0] // self.evaluate_every
+        return whole > self.position(step - 1)[0] // self.evaluate_every
+
+
+def average_model(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of the weights and of BatchNorm's statistics.
+
+    The decay starts low, as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not
+    end near its random start. Integer buffers are copied.
+    """
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        count = int(num_averaged)
+        weight = 1.0 - min(decay, (1 + count) / (10 + count))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old.dtype), weight)
+            else:
+                old.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the random state of torch on the CPU and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `rng_state` returned; a CUDA state is skipped on a machine without CUDA."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

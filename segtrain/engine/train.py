@@ -1,0 +1,316 @@
+"""The training loop: read top to bottom, it is the whole story of a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from segtrain.config import Config
+from segtrain.console import make_console
+from segtrain.data.dataset import EvalDataset, TrainDataset
+from segtrain.engine.checkpoint import FOLDER, describe_run, load_checkpoint, load_weights, save_checkpoint
+from segtrain.engine.device import autocast
+from segtrain.engine.display import TrainDisplay
+from segtrain.engine.evaluate import Evaluation, evaluate
+from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
+from segtrain.engine.setup import Run, prepare
+from segtrain.engine.signals import Interrupted, StopRequest
+from segtrain.engine.state import rng_state
+from segtrain.errors import SegtrainError
+
+NON_FINITE_IN_A_ROW = 10
+OUT_OF_MEMORY = (
+    "out of memory: lower train.batch_size and raise train.accumulate by the same factor, use smaller crops or a "
+    "smaller data.input_size, or train.precision=bf16; then go on with train.resume=auto"
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run's folder; best_checkpoint: the file to use, None when the run was stopped before any evaluation.
+        evaluation: of the best checkpoint on `val`, None when the run was stopped by a signal.
+        step: optimizer steps done.
+        signal: number of the signal that stopped the run, or None.
+    """
+
+    folder: Path
+    best_checkpoint: Path | None
+    evaluation: Evaluation | None
+    step: int
+    signal: int | None
+
+
+def train(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    loss: nn.Module | None = None,
+    train_data: TrainDataset | None = None,
+    val_data: EvalDataset | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Train as `config` says, and return how it ended.
+
+    Args:
+        config: a validated configuration; see `segtrain.config.load_config`.
+        model: takes normalised float images `[N, in_channels, H, W]`, returns logits `[N, num_classes, H, W]`;
+            default: built from `config.model`.
+        loss: with the interface of `segtrain.losses.build_loss`'s result; default: built from `config.loss`.
+        train_data, val_data: default: the splits `train` and `val` of `config.data`.
+        console: where progress is shown; default: standard output.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what the user can put right, before the first step.
+        SegtrainError: the loss stayed non-finite, memory ran out, or a log could not be written.
+    """
+    console = console or make_console()
+    with StopRequest() as stop:
+        run = prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
+        with run.tracker, closing(run.loader):
+            best = _loop(run, stop, console)
+            if stop.requested:
+                return TrainResult(run.folder, _existing(run.best_path), None, run.state.step, stop.signal)
+            evaluation = best or _evaluate_best(run)
+            run.tracker.hparams(
+                run.hparams(), {f"best/{key}": value for key, value in evaluation.scores.items() if "/" not in key}
+            )
+    return TrainResult(run.folder, run.best_path, evaluation, run.state.step, None)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
+    """Step and evaluate until the end, early stopping or a signal; return the best evaluation seen here."""
+    best: Evaluation | None = None
+    state, schedule = run.state, run.schedule
+    windows = _windows(run)
+    meter = _Meter()
+    with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
+        while not stop.requested:
+            if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
+                try:
+                    evaluation = _evaluate(run, stop, display)
+                except Interrupted:
+                    break
+                meter.restart()
+                best = evaluation if state.best_step == state.step else best
+            if state.step >= schedule.total_steps or should_stop_early(run.config, state):
+                break
+            waited = time.perf_counter()
+            window = next(windows)
+            waited = time.perf_counter() - waited
+            values = _step(run, window)
+            meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
+            if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
+                raise SegtrainError(_non_finite_message(run, window))
+            if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
+                _log(run, meter, display)
+    if stop.requested:
+        save_checkpoint(run.last_path, _payload(run))
+        console.print(f"stopped by a signal after step {state.step}; go on with train.resume=auto", markup=False)
+    elif state.step < schedule.total_steps:
+        console.print(f"stopped early: no gain in {state.evaluations_without_gain} evaluations", markup=False)
+    return best
+
+
+def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
+    """Yield lists of `accumulate` batches from the run's position on, over the ends of epochs."""
+    epoch, batch = run.schedule.position(run.state.step)
+    window: list[dict[str, Any]] = []
+    while True:
+        run.sampler.set_position(epoch, batch)
+        for item in run.loader:
+            window.append(item)
+            if len(window) == run.schedule.accumulate:
+                yield window
+                window = []
+        epoch, batch = epoch + 1, 0
+
+
+def _step(run: Run, window: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Make one optimizer step from `window`; return the detached loss parts and `grad_norm`.
+
+    The window's valid pixels are counted first, so that the gradients of its batches add up to that of one large batch.
+    """
+    train, device = run.config.train, run.device
+    run.model.train()
+    run.loss.set_progress(run.state.step, run.schedule.epoch(run.state.step))
+    targets = [batch["target"].to(device, non_blocking=True) for batch in window]
+    normalizer = run.loss.normalizer(targets) if len(window) > 1 else None
+    totals: dict[str, Tensor] = {}
+    try:
+        for batch, target in zip(window, targets, strict=True):
+            images = run.normalize(batch["image"].to(device, non_blocking=True))
+            if train.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(device, train.precision):
+                logits = run.forward(images)
+            terms = run.loss.terms(logits, target, normalizer=normalizer)
+            run.scaler.scale(terms["total"]).backward()
+            for name, value in terms.items():
+                key = "loss" if name == "total" else f"loss_{name}"
+                totals[key] = totals.get(key, 0.0) + value.detach()
+    except torch.OutOfMemoryError as error:
+        raise SegtrainError(OUT_OF_MEMORY) from error
+    totals["grad_norm"] = _apply_gradients(run, totals["loss"])
+    run.state.step += 1
+    return totals
+
+
+def _apply_gradients(run: Run, loss: Tensor) -> Tensor:
+    """Clip, update, average; leave the update out where loss or gradient is not finite. Return the gradient's norm."""
+    clip = run.config.optimizer.clip_norm
+    run.scaler.unscale_(run.optimizer)
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
+    # a scaler looks for infinities by itself, lowers its scale and goes on: that is no fault of the data
+    if run.scaler.is_enabled() or bool(torch.isfinite(norm) & torch.isfinite(loss)):
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if run.ema is not None:
+            run.ema.update_parameters(run.model)
+    else:
+        run.state.skipped_steps += 1
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scheduler.step()
+    return norm.detach()
+
+
+def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
+    """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
+    state = run.state
+    save_checkpoint(run.last_path, _payload(run))
+
+    def on_image(index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
+        stop.check()
+        run.validation_images.take(index, image, target, prediction)
+
+    evaluation = evaluate(
+        run.config,
+        model=run.evaluated_model(),
+        normalize=run.normalize,
+        data=run.val_data,
+        frequencies=run.frequencies,
+        loss=run.loss,
+        device=run.device,
+        on_image=on_image,
+    )
+    state.evaluated_step = state.step
+    scores = dict(evaluation.scores)
+    if evaluation.loss is not None:
+        scores["loss"] = evaluation.loss
+    epoch = run.schedule.epoch(state.step)
+    run.tracker.scalars(state.step, scores, kind="val", epoch=epoch)
+    run.validation_images.log(run.tracker, state.step)
+    better = record_best(run.config, state, scores)
+    tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
+    mark = " (best so far)" if better else ""
+    head = f"step {state.step} epoch {epoch:.1f}: val loss {scores.get('loss', math.nan):.4f}"
+    display.say(f"{head} mIoU {scores['miou']:.4f}{tail}{mark}")
+    progress = state.step / run.schedule.total_steps
+    for message in class_warnings(state, scores, evaluation.class_names, progress=progress):
+        display.say(f"warning: {message}", style="yellow")
+    if better:
+        save_checkpoint(run.best_path, _payload(run, weights_only=True, scores=scores))
+    save_checkpoint(run.last_path, _payload(run))
+    return evaluation
+
+
+def _evaluate_best(run: Run) -> Evaluation:
+    """Evaluate the best checkpoint again: after a resume its evaluation is no longer at hand."""
+    path = run.best_path if run.best_path.is_file() else run.last_path
+    payload = load_checkpoint(path)
+    model = run.evaluated_model()
+    load_weights(model, payload.get("ema") or payload["model"], path)
+    data, frequencies = run.val_data, run.frequencies
+    return evaluate(
+        run.config,
+        model=model,
+        normalize=run.normalize,
+        data=data,
+        frequencies=frequencies,
+        loss=run.loss,
+        device=run.device,
+    )
+
+
+def _payload(run: Run, *, weights_only: bool = False, scores: dict[str, float] | None = None) -> dict[str, Any]:
+    """Return the content of a checkpoint: what `best.pt` needs, and for `last.pt` all that a resume needs."""
+    payload = describe_run(run.config, run.frequencies)
+    payload |= {"step": run.state.step, "epoch": run.schedule.epoch(run.state.step), "scores": scores}
+    if weights_only:
+        return payload | {"model": run.evaluated_model().state_dict()}
+    payload["model"] = run.model.state_dict()
+    payload["ema"] = None if run.ema is None else run.ema.module.state_dict()
+    payload["training"] = {
+        "state": run.state.to_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "num_averaged": 0 if run.ema is None else int(run.ema.n_averaged),
+        "rng": rng_state(run.device),
+    }
+    return payload
+
+
+def _log(run: Run, meter: _Meter, display: TrainDisplay) -> None:
+    epoch = run.schedule.epoch(run.state.step)
+    values = meter.values()
+    for group in run.optimizer.param_groups:
+        values[f"lr_{group['name']}"] = group["lr"]
+    values["skipped_steps"] = run.state.skipped_steps
+    run.tracker.scalars(run.state.step, values, kind="train", epoch=epoch)
+    display.update(run.state.step, epoch, values)
+    meter.restart()
+
+
+def _non_finite_message(run: Run, window: list[dict[str, Any]]) -> str:
+    names = [run.train_data.samples[int(index)].name for batch in window for index in batch["index"]]
+    return (
+        f"the loss or its gradient was not finite in {NON_FINITE_IN_A_ROW} steps in a row, the last one step "
+        f"{run.state.step} with the images {', '.join(names)}. Lower optimizer.lr, set optimizer.clip_norm, use "
+        f"train.precision=fp32, and look at these images; the last good checkpoint is in {run.folder / FOLDER}"
+    )
+
+
+class _Meter:
+    """Means of the loss parts, images per second and the share of waiting, since the last restart."""
+
+    def __init__(self) -> None:
+        self.num_non_finite = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_steps = 0
+        self._num_images = 0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, values: dict[str, Tensor], *, num_images: int, waited: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._num_steps += 1
+        self._num_images += num_images
+        self._waited += waited
+        finite = bool(torch.isfinite(values["grad_norm"]) & torch.isfinite(values["loss"]))
+        self.num_non_finite = 0 if finite else self.num_non_finite + 1
+
+    def values(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        means = {name: float(value) / self._num_steps for name, value in self._sums.items()}
+        return means | {"images_per_second": self._num_images / seconds, "data_wait": self._waited / seconds}

@@ -1,0 +1,88 @@
+"""The monitor keeps the best result by any metric, stops in time, and names classes in trouble."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from segtrain.config import Config, parse_config
+from segtrain.engine.monitor import check_metric_name, class_warnings, record_best, should_stop_early
+from segtrain.engine.state import TrainState
+from segtrain.errors import ConfigError
+
+NAMES = ("background", "crack")
+
+
+def config(**train: Any) -> Config:
+    return parse_config({"name": "x", "data": {"root": "d", "classes": list(NAMES)}, "train": {"epochs": 1, **train}})
+
+
+def scores(**values: float) -> dict[str, float]:
+    return {"miou": math.nan, "loss": math.nan, "iou/background": 0.9, "iou/crack": 0.5, **values}
+
+
+@pytest.mark.parametrize("metric", ["val/miou", "val/miou_tail", "val/iou/crack", "val/recall/crack", "val/loss"])
+def test_every_reported_metric_can_choose_the_best_checkpoint(metric: str) -> None:
+    check_metric_name(config(best_metric=metric))
+
+
+def test_an_unknown_metric_is_answered_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'val/iou/crack'\?"):
+        check_metric_name(config(best_metric="val/iou/crck"))
+
+
+def test_the_best_is_the_largest_score_or_the_smallest_loss() -> None:
+    state = TrainState()
+    assert [record_best(config(), state, scores(miou=value)) for value in (0.1, 0.3, 0.2)] == [True, True, False]
+    state = TrainState()
+    cfg = config(best_metric="val/loss")
+    assert [record_best(cfg, state, scores(loss=value)) for value in (1.0, 0.5, 0.7)] == [True, True, False]
+    assert state.best_value == 0.5
+
+
+def test_an_undefined_score_never_replaces_a_real_one() -> None:
+    state = TrainState()
+    assert record_best(config(), state, scores())
+    assert record_best(config(), state, scores(miou=0.1))
+    assert not record_best(config(), state, scores())
+    assert state.best_value == 0.1
+
+
+def test_early_stopping_counts_evaluations_without_enough_gain() -> None:
+    cfg = config(early_stopping={"patience": 2, "min_delta": 0.05})
+    state = TrainState()
+    stops = []
+    for value in (0.50, 0.52, 0.53):
+        record_best(cfg, state, scores(miou=value))
+        stops.append(should_stop_early(cfg, state))
+    assert stops == [False, False, True]
+    assert state.best_value == 0.53
+
+
+def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
+    state = TrainState()
+
+    def warn(value: float) -> list[str]:
+        return class_warnings(state, scores(**{"iou/crack": value}), NAMES, progress=0.1)
+
+    assert warn(0.4) == []
+    (message,) = warn(0.0)
+    assert "'crack' has collapsed" in message
+    assert "val/iou/crack" in message
+    assert warn(0.0) == []
+    assert warn(0.3) == []
+    assert len(warn(0.0)) == 1
+
+
+def test_a_class_that_never_rises_is_named_after_a_third_of_the_training() -> None:
+    state = TrainState()
+    low = scores(**{"iou/crack": 0.0})
+    assert class_warnings(state, low, NAMES, progress=0.2) == []
+    (message,) = class_warnings(state, low, NAMES, progress=0.4)
+    assert "'crack' has never risen" in message
+
+
+def test_a_class_without_pixels_is_not_warned_about() -> None:
+    assert class_warnings(TrainState(), scores(**{"iou/crack": math.nan}), NAMES, progress=1.0) == []
