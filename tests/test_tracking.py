@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from segtrain.errors import SegtrainError
 from segtrain.tracking import Tracker
+
+
+@pytest.fixture(autouse=True)
+def _event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one second and one process are read in the order of a counter's text, where 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", type(event_file_writer._global_uid)(0))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

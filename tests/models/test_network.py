@@ -17,7 +17,7 @@ SMALL = {"encoder_depth": 3, "decoder_channels": (16, 8, 8)}
 
 def small_model(**settings: object) -> SegmentationModel:
     torch.manual_seed(0)
-    return build_model(ModelConfig(params=SMALL, **settings), 4)
+    return build_model(ModelConfig(encoder="tu-test_resnet", params=SMALL, **settings), 4)
 
 
 class Recorder(nn.Module):
@@ -143,10 +143,8 @@ def test_encoder_and_decoder_parameters_are_all_parameters_once() -> None:
 
 
 def test_compiled_in_one_graph_with_equal_logits() -> None:
-    model = SegmentationModel(
-        nn.ModuleDict(), in_channels=3, num_classes=2, stride=8
-    )  # the padding alone: tracing a whole encoder takes long
-    model.network = nn.Conv2d(3, 2, 3, padding=1)
+    # The padding alone: tracing a whole encoder takes long.
+    model = SegmentationModel(nn.Conv2d(3, 2, 3, padding=1), in_channels=3, num_classes=2, stride=8)
     images = torch.rand(1, 3, 5, 9)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))

@@ -104,7 +104,7 @@ def test_a_malicious_file_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> N
     for name in ("evil.pth", "evil.pkl"):
         for settings in ({"encoder_weights": str(tmp_path / name)}, {"init_from": str(tmp_path / name)}):
             with pytest.raises(CheckpointError, match="nothing in it was run") as caught:
-                build_model(ModelConfig(params=SMALL, **settings), 3)
+                build_model(ModelConfig(encoder="tu-test_resnet", params=SMALL, **settings), 3)
             assert "\n" not in str(caught.value)
     assert not trace.exists()
 
