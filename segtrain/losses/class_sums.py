@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from segtrain.errors import DataError
 from segtrain.losses.hard_examples import HardExamples
+from segtrain.losses.odds import label_odds
 
 SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal")
 
@@ -42,12 +43,11 @@ def class_sums(
     keep: Tensor | HardExamples | None = None,
     wanted: Collection[str] = SUMS,
 ) -> ClassSums:
-    """Sum what the losses are made of, per image and class; differentiable in the logits, in plain autograd.
+    """Sum what the losses are made of, per image and class; differentiable (once) in the logits.
 
-    All goes through the log-odds against the label, d = log(q / p_y) = logsumexp_{j≠y} z_j − z_y, in which
-    q = 1 − p_y is a sum over the other classes: p_y = σ(−d), q = σ(d), −log p_y = softplus(d) and
-    q^γ = exp(−γ softplus(−d)) then keep full relative precision (1 − p_y would round to 0) and have finite
-    gradients for every γ ≥ 0.
+    All goes through the log-odds against the label, d = log(q / p_y), in which q = 1 − p_y is a sum over the other
+    classes (see `label_odds`): −log p_y = softplus(d) and q^γ = exp(−γ softplus(−d)) then keep full relative
+    precision where 1 − p_y would round to 0, and have finite gradients for every γ ≥ 0.
 
     Args:
         logits: float `[N, C, H, W]`, any strides; float16 and bfloat16 are computed in float32. Never changed.
@@ -77,13 +77,22 @@ def class_sums(
     if not wanted and not isinstance(keep, HardExamples):
         return ClassSums(pixels=pixels, kept=pixels if keep is None else _kept(keep, weight, buckets, num_classes))
 
+    bins = _Bins(buckets, num_classes, weight)
+    powers = tuple(power for name, power in (("probability", 1), ("squared_probability", 2)) if name in wanted)
     with torch.autocast(logits.device.type, enabled=False):
-        labels = torch.where(valid, labels, 0)
-        odds = _LogOdds.of(logits, labels, valid)
-        mask = keep(odds.log_odds.detach(), valid) if isinstance(keep, HardExamples) else keep
+        scores, class_dim = _flatten(logits)
+        log_odds, of_others = label_odds(
+            scores,
+            torch.where(valid, labels, 0),
+            valid=valid,
+            factor=(valid if weight is None else weight).to(torch.promote_types(logits.dtype, torch.float32)),
+            class_dim=class_dim,
+            powers=powers,
+        )
+        mask = keep(log_odds.detach(), valid) if isinstance(keep, HardExamples) else keep
         kept = pixels if mask is None else _kept(mask, weight, buckets, num_classes)
-        sums = _pixel_sums(odds.log_odds, gamma, wanted, _Bins(buckets, num_classes, weight, mask))
-        sums |= _region_sums(odds, wanted, _Bins(buckets, num_classes, weight, None))
+        sums = _pixel_sums(log_odds, gamma, wanted, replace(bins, keep=mask))
+        sums |= _region_sums(log_odds, of_others, wanted, bins)
     return ClassSums(pixels=pixels, kept=kept, **{name: sums[name] for name in wanted})
 
 
@@ -155,49 +164,12 @@ class _Bins:
     buckets: Tensor  # int64 [N, P], num_classes where ignored
     num_classes: int
     weight: Tensor | None  # float64 [N, P]
-    keep: Tensor | None  # bool [N, H, W] or [N, P]
+    keep: Tensor | None = None  # bool [N, H, W] or [N, P]
 
     def sum(self, values: Tensor) -> Tensor:
         values = values if self.weight is None else values * self.weight
         values = values if self.keep is None else torch.where(self.keep.flatten(1), values, 0.0)
         return sum_by_class(values, self.buckets, self.num_classes)
-
-    def factor(self, dtype: torch.dtype) -> Tensor:
-        """Return what each pixel counts, `[N, P]`: 0 where ignored."""
-        valid = (self.buckets != self.num_classes).to(dtype)
-        return valid if self.weight is None else self.weight.to(dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class _LogOdds:
-    """The softmax split at the label: p_y = σ(−d), and p_j = σ(d) e_j / Σe for the others."""
-
-    log_odds: Tensor  # d [N, P]; 0 where ignored
-    others: Tensor  # e [N, C, P] or [N, P, C]: exp(z_j − max over j≠y), 0 at the label
-    total: Tensor  # Σe [N, P]
-    class_dim: int
-
-    @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, valid: Tensor) -> _LogOdds:
-        scores, class_dim = _flatten(logits)
-        index = labels.unsqueeze(class_dim)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        label_score = scores.gather(class_dim, index).to(dtype)
-        # The one full-size buffer: a copy of the logits without the label's, changed in place to its exponentials.
-        others = scores.to(dtype).scatter(class_dim, index, -torch.inf)
-        largest = others.detach().amax(class_dim, keepdim=True).clamp_min(torch.finfo(dtype).min)  # finite at C = 1
-        others = others.sub_(largest).exp_()
-        total = others.sum(class_dim, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # reached at C = 1 only
-        log_odds = (largest + total.log() - label_score).squeeze(class_dim)
-        return cls(torch.where(valid, log_odds, 0.0), others, total.squeeze(class_dim), class_dim)
-
-    def sum_others(self, values: Tensor, factor: Tensor) -> Tensor:
-        """Σ_i factor_i values_i over the pixels: float64 `[N, C]`."""
-        if values.is_cuda:  # a matrix product there may round to TF32
-            return (values * factor.unsqueeze(self.class_dim)).sum(3 - self.class_dim, dtype=torch.float64)
-        if self.class_dim == 1:
-            return torch.bmm(values, factor.unsqueeze(2)).squeeze(2).double()
-        return torch.bmm(factor.unsqueeze(1), values).squeeze(1).double()
 
 
 def _flatten(logits: Tensor) -> tuple[Tensor, int]:
@@ -222,21 +194,20 @@ def _pixel_sums(log_odds: Tensor, gamma: float, wanted: Collection[str], bins: _
     return sums
 
 
-def _region_sums(odds: _LogOdds, wanted: Collection[str], bins: _Bins) -> dict[str, Tensor]:
-    """Sum the probabilities: the label's by bins, the others' by a product with the pixel's factor."""
+def _region_sums(
+    log_odds: Tensor, of_others: dict[int, Tensor], wanted: Collection[str], bins: _Bins
+) -> dict[str, Tensor]:
+    """Sum the probabilities: the labels' by bins, to which those of the other classes are added."""
     sums: dict[str, Tensor] = {}
     if {"probability", "intersection", "squared_probability"}.isdisjoint(wanted):
         return sums
-    of_label = torch.sigmoid(-odds.log_odds)
-    scale = torch.sigmoid(odds.log_odds) / odds.total
-    factor = bins.factor(scale.dtype)
+    of_label = torch.sigmoid(-log_odds)
     if "probability" in wanted or "intersection" in wanted:
         sums["intersection"] = bins.sum(of_label)
     if "probability" in wanted:
-        sums["probability"] = sums["intersection"] + odds.sum_others(odds.others, factor * scale)
+        sums["probability"] = sums["intersection"] + of_others[1]
     if "squared_probability" in wanted:
-        others = odds.sum_others(odds.others.square(), factor * scale.square())
-        sums["squared_probability"] = bins.sum(of_label.square()) + others
+        sums["squared_probability"] = bins.sum(of_label.square()) + of_others[2]
     return sums
 
 
