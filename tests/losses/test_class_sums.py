@@ -38,7 +38,7 @@ def direct_sums(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
 def total(logits: Tensor, target: Tensor, **options: object) -> Tensor:
     """A scalar in which every sum of every class has a weight of its own."""
-    sums = class_sums(logits, target, **options)  # type: ignore[arg-type]
+    sums = class_sums(logits, target, **options)
     values = torch.stack([getattr(sums, name) for name in SUMS])
     return (values * torch.linspace(0.5, 1.5, values.numel(), dtype=torch.float64).view_as(values)).sum()
 
@@ -204,7 +204,7 @@ def test_an_ignore_index_may_be_a_class_number(make_batch: MakeBatch) -> None:
     sums = class_sums(logits, target, ignore_index=0)
     assert not sums.pixels[:, 0].any()
     moved = class_sums(logits, torch.where(target == 0, 255, target))
-    assert torch.equal(sums.probability, moved.probability)  # type: ignore[arg-type]
+    assert torch.equal(sums.probability, moved.probability)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -310,7 +310,7 @@ def test_one_class_is_always_certain(make_batch: MakeBatch) -> None:
     sums = class_sums(logits, target)
     assert sums.cross_entropy is not None
     assert not sums.cross_entropy.any()
-    assert torch.equal(sums.probability, sums.pixels)  # type: ignore[arg-type]
+    assert torch.equal(sums.probability, sums.pixels)
     assert not gradient(logits, target).any()
 
 
