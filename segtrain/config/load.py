@@ -138,8 +138,9 @@ def _read_file(path: Path, problems: list[Problem]) -> Node:
 
 def _missing(path: Path) -> str:
     siblings = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    stems = {sibling.rpartition(".")[0]: sibling for sibling in siblings}
+    close = difflib.get_close_matches(path.stem, stems, n=1)
+    hint = f"; did you mean {path.parent / stems[close[0]]}?" if close else ""
     if not hint and siblings:
         hint = f"; {path.parent} holds: {', '.join(siblings[:10])}"
     return f"{path}: no such file{hint}"
