@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from segtrain.config.schema import AdamW, ConstantSchedule, CosineSchedule, OptimizerConfig, ScheduleConfig
-from segtrain.errors import ConfigError
+from segtrain.errors import CheckpointError, ConfigError
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -41,19 +40,42 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     )
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, *, total_steps: int) -> LambdaLR:
-    """Build the scheduler that sets lr × `lr_factor` for each group; call `step()` after each optimizer step.
-
-    Raises:
-        ConfigError: the warm-up leaves no step of the training.
-    """
+def check_schedule(schedule: ScheduleConfig, total_steps: int) -> None:
+    """Raise ConfigError where the warm-up leaves no step of the training."""
     if schedule.warmup_steps >= total_steps:
         raise ConfigError(
             f"optimizer.schedule.warmup_steps is {schedule.warmup_steps} and the training has {total_steps} steps: "
             "give fewer warm-up steps, or train longer"
         )
-    # A lambda and no callable object: the scheduler's state then holds plain numbers only.
-    return LambdaLR(optimizer, lambda step: lr_factor(schedule, step, total_steps))
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, *, step: int, total_steps: int
+) -> None:
+    """Set the learning rate of each group for optimizer step `step`: its `initial_lr` × `lr_factor`.
+
+    It follows from the step alone, so that there is no scheduler state to save, and a resumed run uses the
+    configuration that it was given.
+    """
+    factor = lr_factor(schedule, step, total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the moments of a `state_dict`, while lr, weight decay and the like stay as configured now.
+
+    Raises:
+        CheckpointError: the state belongs to other parameter groups.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    sizes = [[(group.get("name"), len(group["params"])) for group in groups] for groups in (own, state["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has the parameter groups {sizes[1]}, the model {sizes[0]}: restore "
+            "model.freeze and optimizer, or start a new run from its weights with model.init_from"
+        )
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
@@ -82,8 +104,8 @@ def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     in_encoder = {id(parameter) for parameter in encoder_parameters()} if encoder_parameters is not None else set()
     groups: dict[str, dict[str, Any]] = {}
     for part, lr in (("encoder", config.encoder_lr or config.lr), ("decoder", config.lr)):
-        groups[f"{part}/decay"] = {"params": [], "lr": lr, "weight_decay": config.weight_decay}
-        groups[f"{part}/no_decay"] = {"params": [], "lr": lr, "weight_decay": 0.0}
+        groups[f"{part}/decay"] = {"params": [], "lr": lr, "initial_lr": lr, "weight_decay": config.weight_decay}
+        groups[f"{part}/no_decay"] = {"params": [], "lr": lr, "initial_lr": lr, "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

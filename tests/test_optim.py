@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from segtrain.config.schema import SGD, AdamW, ConstantSchedule, CosineSchedule, PolySchedule, ScheduleConfig
-from segtrain.errors import ConfigError
-from segtrain.optim import build_optimizer, build_scheduler, lr_factor
+from segtrain.errors import CheckpointError, ConfigError
+from segtrain.optim import build_optimizer, check_schedule, lr_factor, restore_optimizer, set_learning_rate
 
 SCHEDULES = [
     PolySchedule(name="poly", min_factor=0.1, warmup_steps=3),
@@ -122,45 +122,39 @@ def test_shapes_of_the_schedules() -> None:
     assert lr_factor(poly, 10, 10) == lr_factor(poly, 99, 10) == 0.0
 
 
-def test_scheduler_sets_the_lr_of_every_group() -> None:
+def test_the_schedule_sets_the_lr_of_every_group() -> None:
     schedule = PolySchedule(name="poly", power=1.0, warmup_steps=1)
     optimizer = build_optimizer(Parts(), SGD(name="sgd", lr=1.0, encoder_lr=0.1))
-    scheduler = build_scheduler(optimizer, schedule, total_steps=5)
     seen = []
-    for _ in range(5):
+    for step in range(5):
+        set_learning_rate(optimizer, schedule, step=step, total_steps=5)
         seen.append((optimizer.param_groups[-1]["lr"], optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        scheduler.step()
     assert [lr for lr, _ in seen] == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.25])
     assert [lr for _, lr in seen] == pytest.approx([0.05, 0.1, 0.075, 0.05, 0.025])
 
 
-def test_state_goes_through_a_checkpoint_of_plain_values() -> None:
-    schedule = CosineSchedule(name="cosine")
-
-    def fresh() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        optimizer = build_optimizer(Parts(), AdamW(name="adamw", lr=1.0))
-        return optimizer, build_scheduler(optimizer, schedule, total_steps=10)
-
-    optimizer, scheduler = fresh()
-    for _ in range(4):
-        optimizer.step()
-        scheduler.step()
+def test_a_restored_optimizer_keeps_its_moments_and_takes_the_settings_given_now() -> None:
+    model = Parts()
+    optimizer = build_optimizer(model, AdamW(name="adamw", lr=1.0))
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
     file = io.BytesIO()
-    torch.save([optimizer.state_dict(), scheduler.state_dict()], file)
+    torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    optimizer_state, scheduler_state = torch.load(file, weights_only=True)
-    again, scheduler_again = fresh()
-    again.load_state_dict(optimizer_state)
-    scheduler_again.load_state_dict(scheduler_state)
-    for one, other in ((optimizer, scheduler), (again, scheduler_again)):
-        one.step()
-        other.step()
-    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == lr_factor(schedule, 5, 10)
-    assert again.param_groups[0]["name"] == "encoder/decay"
+    again = build_optimizer(Parts(), AdamW(name="adamw", lr=0.5, weight_decay=0.2))
+    restore_optimizer(again, torch.load(file, weights_only=True))
+    assert again.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys() != set()
+    assert again.param_groups[0]["initial_lr"] == 0.5
+    assert again.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_an_optimizer_of_other_groups_is_refused() -> None:
+    state = build_optimizer(Parts(), AdamW(name="adamw", lr=1.0)).state_dict()
+    other = build_optimizer(torch.nn.Linear(2, 2), AdamW(name="adamw", lr=1.0))
+    with pytest.raises(CheckpointError, match="parameter groups"):
+        restore_optimizer(other, state)
 
 
 def test_a_warm_up_as_long_as_the_training_is_an_error() -> None:
-    optimizer = build_optimizer(Parts(), AdamW(name="adamw", lr=1.0))
     with pytest.raises(ConfigError, match="warmup_steps is 5 and the training has 5 steps"):
-        build_scheduler(optimizer, PolySchedule(name="poly", warmup_steps=5), total_steps=5)
+        check_schedule(PolySchedule(name="poly", warmup_steps=5), 5)

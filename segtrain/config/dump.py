@@ -73,7 +73,8 @@ def _changed(section: BaseModel) -> dict[str, Any]:
 
 def _changed_value(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return _changed(value)
+        short = value.model_dump()  # a section may stand for itself in a shorter form, as a class without a colour does
+        return _changed(value) if isinstance(short, dict) else short
     if isinstance(value, tuple | list):
         return [_changed_value(child) for child in value]
     if isinstance(value, dict):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from segtrain.config.loss import LossConfig
 from segtrain.config.sections import Section
@@ -29,6 +37,10 @@ class ClassConfig(Section):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_name(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return self.name if self.color is None else serialize(self)
 
 
 class GenerateConfig(Section):

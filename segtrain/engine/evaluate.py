@@ -51,7 +51,7 @@ def evaluate(
     data: EvalDataset | None = None,
     split: str = "val",
     frequencies: ClassFrequencies | None = None,
-    loss: nn.Module | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
     workers: int | None = None,
     on_image: OnImage | None = None,
@@ -128,7 +128,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 class _MeanLoss:
     """Mean of a loss over batches, each weighted by its valid pixels."""
 
-    def __init__(self, loss: nn.Module, ignore_index: int) -> None:
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], ignore_index: int) -> None:
         self._loss = loss
         self._ignore_index = ignore_index
         self._sum = 0.0

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from segtrain.config import Config, config_to_dict, dump_config
@@ -24,6 +23,7 @@ from segtrain.data.frequencies import check_split
 from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER, load_weights
+from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
 from segtrain.engine.folder import open_run_folder, run_folder, save_config
 from segtrain.engine.monitor import check_metric_name
@@ -33,7 +33,7 @@ from segtrain.errors import ConfigError
 from segtrain.losses import build_loss, resolve_auto
 from segtrain.metrics import tail_classes
 from segtrain.models import Normalize, build_model
-from segtrain.optim import build_optimizer, build_scheduler
+from segtrain.optim import build_optimizer, check_schedule, restore_optimizer
 from segtrain.tracking import Tracker
 
 
@@ -47,9 +47,8 @@ class Run:
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     normalize: Normalize
-    loss: nn.Module
+    loss: TrainingLoss
     optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     train_data: TrainDataset
@@ -108,10 +107,11 @@ def prepare(
             console.print(f"weights: {line}", markup=False)
     model = model.to(device)
     if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss = (loss or _build_loss(config, frequencies, console)).to(device)
+        model = model.to(memory_format=torch.channels_last)
+    loss = as_training_loss(loss or _build_loss(config, frequencies, console)).to(device)
     sampler = TrainBatchSampler(len(data.train), config.train.batch_size, seed=config.seed)
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
+    check_schedule(config.optimizer.schedule, schedule.total_steps)
     optimizer = build_optimizer(model, config.optimizer)
     ema = None if config.train.ema is None else average_model(model, config.train.ema)
     state = TrainState()
@@ -122,9 +122,8 @@ def prepare(
         model=model,
         forward=torch.compile(model) if config.train.compile else model,
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(device),
-        loss=loss,
+        loss=cast(TrainingLoss, loss),
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, config.optimizer.schedule, total_steps=schedule.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema=ema,
         train_data=data.train,
@@ -190,10 +189,10 @@ def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Consol
     """Replace `loss: auto` by the section that it stands for, and print that."""
     if config.loss != "auto":
         return config
-    config = config.model_copy(update={"loss": resolve_auto(frequencies)})
-    console.print("loss: auto stands for", markup=False)
-    console.print(indent(dump_config(config.loss).rstrip(), "  "), markup=False)
-    return config
+    section = resolve_auto(frequencies)
+    console.print("loss: auto stands for\n\nloss:", markup=False)
+    console.print(indent(dump_config(section), "  "), markup=False)
+    return config.model_copy(update={"loss": section})
 
 
 def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> nn.Module:
@@ -216,8 +215,7 @@ def _restore(run: Run, payload: dict[str, Any]) -> None:
     """Bring every part of the run to where the checkpoint was written."""
     training = payload["training"]
     load_weights(run.model, payload["model"], run.last_path)
-    run.optimizer.load_state_dict(training["optimizer"])
-    run.scheduler.load_state_dict(training["scheduler"])
+    restore_optimizer(run.optimizer, training["optimizer"])
     run.scaler.load_state_dict(training["scaler"])
     run.state = TrainState.from_dict(training["state"])
     if run.ema is not None and payload["ema"] is not None:

@@ -26,6 +26,7 @@ from segtrain.engine.setup import Run, prepare
 from segtrain.engine.signals import Interrupted, StopRequest
 from segtrain.engine.state import rng_state
 from segtrain.errors import SegtrainError
+from segtrain.optim import set_learning_rate
 
 NON_FINITE_IN_A_ROW = 10
 OUT_OF_MEMORY = (
@@ -67,7 +68,8 @@ def train(
         config: a validated configuration; see `segtrain.config.load_config`.
         model: takes normalised float images `[N, in_channels, H, W]`, returns logits `[N, num_classes, H, W]`;
             default: built from `config.model`.
-        loss: with the interface of `segtrain.losses.build_loss`'s result; default: built from `config.loss`.
+        loss: what `segtrain.losses.build_loss` returns, or any module `loss(logits, target) -> scalar`; default:
+            built from `config.loss`.
         train_data, val_data: default: the splits `train` and `val` of `config.data`.
         console: where progress is shown; default: standard output.
 
@@ -148,6 +150,8 @@ def _step(run: Run, window: list[dict[str, Any]]) -> dict[str, Tensor]:
     """
     train, device = run.config.train, run.device
     run.model.train()
+    schedule = run.config.optimizer.schedule
+    set_learning_rate(run.optimizer, schedule, step=run.state.step, total_steps=run.schedule.total_steps)
     run.loss.set_progress(run.state.step, run.schedule.epoch(run.state.step))
     targets = [batch["target"].to(device, non_blocking=True) for batch in window]
     normalizer = run.loss.normalizer(targets) if len(window) > 1 else None
@@ -160,7 +164,7 @@ def _step(run: Run, window: list[dict[str, Any]]) -> dict[str, Tensor]:
             with autocast(device, train.precision):
                 logits = run.forward(images)
             terms = run.loss.terms(logits, target, normalizer=normalizer)
-            run.scaler.scale(terms["total"]).backward()
+            torch.autograd.backward(run.scaler.scale(terms["total"]))
             for name, value in terms.items():
                 key = "loss" if name == "total" else f"loss_{name}"
                 totals[key] = totals.get(key, 0.0) + value.detach()
@@ -186,7 +190,6 @@ def _apply_gradients(run: Run, loss: Tensor) -> Tensor:
     else:
         run.state.skipped_steps += 1
     run.optimizer.zero_grad(set_to_none=True)
-    run.scheduler.step()
     return norm.detach()
 
 
@@ -259,7 +262,6 @@ def _payload(run: Run, *, weights_only: bool = False, scores: dict[str, float] |
     payload["training"] = {
         "state": run.state.to_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict(),
         "scaler": run.scaler.state_dict(),
         "num_averaged": 0 if run.ema is None else int(run.ema.n_averaged),
         "rng": rng_state(run.device),

@@ -1,0 +1,59 @@
+"""A loss of the user's own, `loss(logits, target) -> scalar`, seen by the loop like one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class TrainingLoss(Protocol):
+    """What the loop asks of a loss; `segtrain.losses.SegmentationLoss` has it all."""
+
+    @property
+    def inexact_under_accumulation(self) -> str | None: ...
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor: ...
+
+    def normalizer(self, targets: Iterable[Tensor]) -> Any: ...
+
+    def terms(self, logits: Tensor, target: Tensor, *, normalizer: Any = None) -> dict[str, Tensor]: ...
+
+    def set_progress(self, step: int, epoch: float) -> None: ...
+
+
+class CustomLoss(nn.Module):
+    """Wraps a plain loss module: one term, averaged over the batches of an accumulation window."""
+
+    inexact_under_accumulation = (
+        "the given loss is averaged over the batches of an accumulation window, each with the same weight"
+    )
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits `[N, C, H, W]` and target `[N, H, W]`."""
+        value: Tensor = self.loss(logits, target)
+        return value
+
+    def normalizer(self, targets: Iterable[Tensor]) -> int:
+        """Return the number of batches of the window."""
+        return len(list(targets))
+
+    def terms(self, logits: Tensor, target: Tensor, *, normalizer: int | None = None) -> dict[str, Tensor]:
+        """Return the loss as the `total`."""
+        return {"total": self(logits, target) / (normalizer or 1)}
+
+    def set_progress(self, step: int, epoch: float) -> None:
+        """Tell a loss that wants to know how far training is."""
+        tell = getattr(self.loss, "set_progress", None)
+        if tell is not None:
+            tell(step, epoch)
+
+
+def as_training_loss(loss: nn.Module) -> nn.Module:
+    """Return `loss` itself where it has `terms` and `normalizer`, else wrapped."""
+    return loss if hasattr(loss, "terms") and hasattr(loss, "normalizer") else CustomLoss(loss)
