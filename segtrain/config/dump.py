@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,10 +11,13 @@ from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from segtrain.config.schema import Config
 
 _WIDTH = 110
+# Anything else is quoted by us: within [] and {} ruamel writes some words, such as ?0, that it cannot read back.
+_PLAIN_WORDS = re.compile(r"[\w./][\w./ -]*")
 
 
 def config_to_dict(config: BaseModel) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _changed_value(value: Any) -> Any:
 def _styled(value: Any, *, top: bool = False) -> Any:
     """Choose the layout: lists of scalars and small mappings stand in one line, all else in blocks."""
     if isinstance(value, dict):
-        mapping = CommentedMap((key, _styled(child)) for key, child in value.items())
+        mapping = CommentedMap((_styled(key), _styled(child)) for key, child in value.items())
         if not top and _fits_a_line(value):
             mapping.fa.set_flow_style()
         return mapping
@@ -94,6 +98,8 @@ def _styled(value: Any, *, top: bool = False) -> Any:
         if not value or not any(isinstance(child, dict) for child in value):
             sequence.fa.set_flow_style()
         return sequence
+    if isinstance(value, str) and not _PLAIN_WORDS.fullmatch(value):
+        return DoubleQuotedScalarString(value)
     return value
 
 

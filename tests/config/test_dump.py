@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segtrain.config import Config, config_to_dict, dump_config, load_config, parse_config
@@ -58,9 +58,7 @@ def _types(value: Any) -> set[type]:
 
 
 def test_the_compact_dump_holds_what_differs_from_the_defaults() -> None:
-    assert dump_config(parse_config(SMALL)) == (
-        "name: s\ndata:\n  root: r\n  classes:\n    - {name: a}\n    - {name: b}\ntrain: {epochs: 1}\n"
-    )
+    assert dump_config(parse_config(SMALL)) == "name: s\ndata: {root: r, classes: [a, b]}\ntrain: {epochs: 1}\n"
 
 
 def test_terms_stand_in_one_line_each() -> None:
@@ -94,9 +92,16 @@ def test_every_float_loads_back_equal(tmp_path_factory: pytest.TempPathFactory, 
 
 
 @settings(max_examples=40, deadline=None)
-@given(word=st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=20))
-def test_every_class_name_loads_back_equal(tmp_path_factory: pytest.TempPathFactory, word: str) -> None:
-    config = parse_config({**SMALL, "data": {"root": word, "classes": [f"x{word}", "y"]}})
+@given(
+    word=st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=20).filter(
+        lambda word: word != "ignore"
+    )
+)
+@example("?0").via("ruamel writes it unquoted within brackets, and cannot read that")
+@example("- a: b # c").via("a word that is full of YAML")
+def test_every_word_loads_back_equal(tmp_path_factory: pytest.TempPathFactory, word: str) -> None:
+    splits = {"train": word, "val": "v", f"{word}x": "w"}
+    config = parse_config({**SMALL, "data": {"root": word, "classes": [word, f"x{word}"], "splits": splits}})
     path = tmp_path_factory.mktemp("words") / "s.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
