@@ -76,7 +76,7 @@ def open_image(stream: BinaryIO, path: Path) -> ImageFile.ImageFile:
     try:
         return _READERS[kind](stream)
     except (SyntaxError, OSError, ValueError, EOFError) as error:
-        raise FileProblem(path, f"unreadable {kind} header ({error})") from error
+        raise FileProblem(path, f"unreadable {kind}: its header is damaged or its end is missing ({error})") from error
 
 
 def read_header(stream: BinaryIO, path: Path, *, max_pixels: int) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 import sys
@@ -11,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
@@ -138,6 +141,7 @@ class Loader(Generic[Batch]):
         self.dataset = dataset
         self._recorded = _Recorded(batches)
         self._iterator: Any = None
+        self._kill_workers = partial(_kill, [])
         with _quiet():
             self._loader: DataLoader[Any] = DataLoader(
                 _Guarded(dataset),  # type: ignore[arg-type]
@@ -157,6 +161,7 @@ class Loader(Generic[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         with _quiet(), _own_child_handler():
             self._iterator = iter(self._loader)
+        self._end_workers_at_exit()
         while True:
             try:
                 batch = next(self._iterator)
@@ -173,14 +178,18 @@ class Loader(Generic[Batch]):
 
     def close(self) -> None:
         """End the workers now, with force if they are stuck."""
-        workers = list(getattr(self._iterator, "_workers", ()))
         self._iterator = None
-        self._loader._iterator = None
-        for worker in workers:
-            worker.join(timeout=1)
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
+        self._loader._iterator = None  # asks the workers to end, and waits for some seconds
+        atexit.unregister(self._kill_workers)
+        self._kill_workers()
+
+    def _end_workers_at_exit(self) -> None:
+        """Without this, a program that ends in mid-epoch waits for ever: Python sends its children SIGTERM and waits."""
+        workers = list(getattr(self._iterator, "_workers", ()))
+        if workers != self._kill_workers.args[0]:
+            atexit.unregister(self._kill_workers)
+            self._kill_workers = partial(_kill, workers)
+            atexit.register(self._kill_workers)
 
     def _worker_died(self, error: RuntimeError) -> DataError:
         keys = [key for batch in self._recorded.pending for key in batch]
@@ -210,6 +219,13 @@ def prepare_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class ScanCache:
         return {}
 
     def _read(self, path: Path) -> dict[str, Entry]:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             names, signatures = arrays["names"], arrays["signatures"].astype(np.int64)
             counts = arrays["counts"].astype(np.int64)
         num = len(names)

@@ -54,11 +54,11 @@ def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share in percent with two decimals, or as many as the first digit that is not 0 needs."""
+    """A share in percent with two decimals, or as many as two digits that are not 0 need."""
     value = 100 * float(share)
-    if value == 0 or value >= 0.01:
+    if value == 0 or value >= 0.1:
         return f"{value:.2f}"
-    return np.format_float_positional(value, precision=1, fractional=False)
+    return np.format_float_positional(value, precision=2, fractional=False)
 
 
 def write_json(path: Path, result: ScanResult, names: Sequence[str], *, split: str) -> None:
@@ -102,7 +102,7 @@ def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str],
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for row, number in enumerate(order.tolist()):
         label, end = _bar_label(frequencies, number), max(float(percents[row]), left)
-        axes.text(end * 1.08, row, label, va="center", fontsize=8, color="#333333", bbox=behind)
+        axes.text(end * 1.08, row, label, va="center", fontsize=8, color="#333333", bbox=behind, in_layout=False)
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -115,7 +115,7 @@ def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str],
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(f"{title}\n{_chart_summary(frequencies)}", fontsize=10, loc="left")
+    axes.set_title(f"{_plain(title)}\n{_chart_summary(frequencies)}", fontsize=10, loc="left")
     figure.savefig(path)
 
 
@@ -132,5 +132,8 @@ def _chart_summary(frequencies: ClassFrequencies) -> str:
 
 
 def _short(name: str) -> str:
-    plain = name.replace("$", r"\$")  # matplotlib would read it as mathematics
-    return plain if len(plain) <= 30 else f"{plain[:29]}…"
+    return _plain(name if len(name) <= 30 else f"{name[:29]}…")
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # matplotlib would read it as mathematics

@@ -1,0 +1,253 @@
+"""Batches are the same for any number of workers, and workers that fail or die are told clearly."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segtrain.config.schema import DataConfig
+from segtrain.data.dataset import EvalDataset, TrainDataset
+from segtrain.data.formats import list_samples
+from segtrain.data.loader import Loader, build_eval_loader, build_train_loader, collate_train
+from segtrain.data.sampling import TrainBatchSampler
+from segtrain.errors import ConfigError, DataError
+
+AUGMENTED = [
+    {"name": "random_scale"},
+    {"name": "crop", "size": [16, 16]},
+    {"name": "horizontal_flip"},
+    {"name": "color"},
+    {"name": "noise", "p": 1.0},
+]
+
+
+@pytest.fixture
+def train_set(folder_dataset: Callable[..., Any]) -> Callable[..., TrainDataset]:
+    def make(num: int = 10, steps: Any = AUGMENTED, **changes: Any) -> TrainDataset:
+        made = folder_dataset(splits={"train": num})
+        data = DataConfig.model_validate(made.config["data"] | {"train_transforms": steps} | changes)
+        return TrainDataset(list_samples(data, "train"), data)
+
+    return make
+
+
+def batches_of(dataset: TrainDataset, workers: int, *, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
+    sampler = TrainBatchSampler(len(dataset), 4, seed=5, epoch=epoch)
+    loader = build_train_loader(dataset, sampler, workers=workers)
+    try:
+        return list(loader)
+    finally:
+        loader.close()
+
+
+def test_batches_are_stacked_as_stored(train_set: Callable[..., TrainDataset]) -> None:
+    first, second = batches_of(train_set(), 0)
+    assert first["image"].shape == (4, 3, 16, 16)
+    assert first["target"].shape == (4, 16, 16)
+    assert (first["image"].dtype, first["target"].dtype, first["index"].dtype) == (
+        torch.uint8,
+        torch.uint8,
+        torch.int64,
+    )
+    assert len({*first["index"].tolist(), *second["index"].tolist()}) == 8
+
+
+def test_the_number_of_workers_changes_nothing(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set()
+    # OpenCV's own threads run before the workers start: they must not hang in what they inherit.
+    cv2.calcHist([np.zeros((3000, 3000), np.uint8)], [0], None, [256], [0, 256])
+    for epoch in (0, 1):
+        for alone, together in zip(
+            batches_of(dataset, 0, epoch=epoch), batches_of(dataset, 2, epoch=epoch), strict=True
+        ):
+            for key in ("image", "target", "index"):
+                assert torch.equal(alone[key], together[key])
+
+
+def test_workers_stay_for_the_next_epoch_and_follow_its_position(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(12)
+    sampler = TrainBatchSampler(12, 4, seed=5)
+    loader = build_train_loader(dataset, sampler, workers=2)
+    list(loader)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    sampler.set_position(1, 1)
+    rest = list(loader)
+    assert [worker.pid for worker in loader._iterator._workers] == workers
+    loader.close()
+    expected = batches_of(dataset, 0, epoch=1)[1:]
+    assert [batch["image"].sum() for batch in rest] == [batch["image"].sum() for batch in expected]
+
+
+def test_an_image_drawn_twice_gets_two_augmentations(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set()
+    assert torch.equal(dataset[3, 1]["image"], dataset[3, 1]["image"])
+    assert not torch.equal(dataset[3, 1]["image"], dataset[3, 2]["image"])
+
+
+def test_the_global_generator_of_torch_is_left_alone(train_set: Callable[..., TrainDataset]) -> None:
+    before = torch.get_rng_state()
+    batches_of(train_set(), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_different_sizes_in_a_batch_name_the_remedy(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(steps=[{"name": "random_scale"}])
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"images of a batch differ: .*data.input_size.*crop") as caught:
+            batches_of(dataset, workers)
+        assert "Traceback" not in str(caught.value)
+
+
+def test_different_types_in_a_batch_are_refused() -> None:
+    items = [{"image": torch.zeros(3, 4, 4, dtype=dtype), "index": 0} for dtype in (torch.uint8, torch.uint16)]
+    with pytest.raises(DataError, match="4x4 uint16, 4x4 uint8"):
+        collate_train(items)
+
+
+def test_a_file_that_breaks_after_the_scan_is_named_without_a_traceback(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set()
+    dataset.samples[2].image.write_bytes(b"")
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"scene_02.png: the file is empty") as caught:
+            batches_of(dataset, workers)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_size_is_named(train_set: Callable[..., TrainDataset], save: Callable[..., Path]) -> None:
+    dataset = train_set()
+    save(str(dataset.samples[0].mask), np.zeros((5, 6), np.uint8))
+    with pytest.raises(DataError, match=r"scene_00.png: the mask is 6x5, the image 32x24"):
+        dataset.read(0)
+
+
+def test_channels_that_files_do_not_have_are_refused(data_config: Callable[..., DataConfig]) -> None:
+    with pytest.raises(ConfigError, match="in_channels is 4"):
+        EvalDataset([], data_config(normalize={"mean": [0.5] * 4, "std": [0.5] * 4}))
+
+
+def test_evaluation_keeps_the_targets_size_and_the_order(
+    folder_dataset: Callable[..., Any],
+) -> None:
+    made = folder_dataset(splits={"val": 5})
+    data = DataConfig.model_validate(made.config["data"] | {"input_size": [12, 20]})
+    dataset = EvalDataset(list_samples(data, "val"), data)
+    for workers in (0, 2):
+        loader = build_eval_loader(dataset, batch_size=2, workers=workers)
+        batches = list(loader)
+        loader.close()
+        assert [[item["index"] for item in batch] for batch in batches] == [[0, 1], [2, 3], [4]]
+        assert len(loader) == 3
+        assert batches[0][0]["image"].shape == (3, 12, 20)
+        assert batches[0][0]["target"].shape == (24, 32)
+
+
+class Deadly(TrainDataset):
+    """Ends the worker that reads sample 7, as the kernel does when memory runs out."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        if key[0] == 7:
+            time.sleep(0.3)  # the batch before is on its way
+            os._exit(1)
+        return super().__getitem__(key)
+
+
+class Slow(TrainDataset):
+    """Takes its time."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        time.sleep(0.1)
+        return super().__getitem__(key)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks after its workers every five seconds."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_dead_worker_names_the_data_set_and_the_samples(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(8)
+    deadly = Deadly(dataset.samples, dataset.data)
+    handler = signal.getsignal(signal.SIGCHLD)
+    loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate_train, workers=1, pin_memory=False)
+    with pytest.raises(DataError, match=r"read samples 6 to 7 of split 'train' of .*dataset.*data.workers: 0"):
+        list(loader)
+    loader.close()
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+def test_workers_ignore_signals_and_are_ended_all_the_same(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(8)
+    slow = Slow(dataset.samples, dataset.data)
+    loader = build_train_loader(slow, TrainBatchSampler(8, 2, seed=0), workers=2)
+    batches = iter(loader)
+    next(batches)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    assert len(list(batches)) == 3
+    loader.close()
+    assert not any(_alive(pid) for pid in workers)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_close_in_mid_epoch_ends_stuck_workers(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(8)
+    loader = build_train_loader(Slow(dataset.samples, dataset.data), TrainBatchSampler(8, 2, seed=0), workers=2)
+    next(iter(loader))
+    workers = [worker.pid for worker in loader._iterator._workers]
+    os.kill(workers[0], signal.SIGSTOP)
+    loader.close()
+    assert not any(_alive(pid) for pid in workers)
+
+
+@pytest.mark.slow
+def test_a_program_may_end_in_mid_epoch(train_set: Callable[..., TrainDataset], tmp_path: Path) -> None:
+    (tmp_path / "dataset.pickle").write_bytes(pickle.dumps(train_set(8)))
+    script = f"""
+import pickle, pathlib
+from segtrain.data.loader import build_train_loader
+from segtrain.data.sampling import TrainBatchSampler
+dataset = pickle.loads(pathlib.Path({str(tmp_path / "dataset.pickle")!r}).read_bytes())
+batches = iter(build_train_loader(dataset, TrainBatchSampler(8, 2, seed=0), workers=2))
+next(batches)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_loader_works_outside_the_main_thread(train_set: Callable[..., TrainDataset]) -> None:
+    dataset, found = train_set(4), []
+    thread = threading.Thread(target=lambda: found.extend(batches_of(dataset, 1)))
+    thread.start()
+    thread.join()
+    assert len(found) == 1
+
+
+def test_what_workers_receive_can_be_pickled(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set()
+    loader = build_train_loader(dataset, TrainBatchSampler(10, 2, seed=0), workers=0)
+    guarded, collate = pickle.loads(pickle.dumps((loader._loader.dataset, loader._loader.collate_fn)))
+    assert torch.equal(collate([guarded[1, 2]])["image"][0], dataset[1, 2]["image"])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
