@@ -184,7 +184,7 @@ class Loader(Generic[Batch]):
         self._kill_workers()
 
     def _end_workers_at_exit(self) -> None:
-        """Without this, a program that ends in mid-epoch waits for ever: Python sends its children SIGTERM and waits."""
+        """Else a program that ends in mid-epoch waits for ever: Python sends its children SIGTERM and waits."""
         workers = list(getattr(self._iterator, "_workers", ()))
         if workers != self._kill_workers.args[0]:
             atexit.unregister(self._kill_workers)
