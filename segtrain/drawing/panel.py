@@ -138,7 +138,7 @@ def _row(tiles: Sequence[Picture]) -> Picture:
 
 
 def _text_size(width: int) -> int:
-    return max(13, min(32, width // 110))
+    return max(13, min(40, width // 95))
 
 
 def _line(text: str, width: int, *, size: int) -> Picture:

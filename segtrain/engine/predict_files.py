@@ -87,7 +87,9 @@ def _check_names(sources: Sequence[Source]) -> None:
     clashes = [" and ".join(map(str, paths)) for paths in by_name.values() if len(paths) > 1]
     if clashes:
         raise DataError(
-            _listing("images would be written under one name", clashes, "predict them into different --out folders")
+            _listing(
+                "names under which two images would be written", clashes, "predict them into different --out folders"
+            )
         )
 
 
@@ -97,7 +99,7 @@ def check_outputs(sources: Sequence[Source], out: Path) -> None:
     existing = [str(path) for path in [*wanted, out / "classes.json", out / "manifest.json"] if path.exists()]
     if existing:
         advice = "nothing was written; choose another --out, or replace them with --overwrite"
-        raise DataError(_listing(f"files exist in {out}", existing, advice))
+        raise DataError(_listing(f"files that exist in {out}", existing, advice))
 
 
 def write_predictions(
@@ -126,7 +128,7 @@ def write_predictions(
     _write(out / "manifest.json", _json({"checkpoint": str(checkpoint), "images": entries}))
     if problems:
         done = f"the other {len(entries)} were written" if entries else "nothing was written"
-        raise DataError(_listing("images could not be read", problems, done))
+        raise DataError(_listing("images that could not be read", problems, done))
     return len(entries)
 
 
@@ -232,4 +234,4 @@ def _write(path: Path, content: bytes) -> None:
 
 def _listing(what: str, items: Sequence[str], advice: str) -> str:
     more = [f"  ... and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
-    return "\n".join([f"{len(items)} {what}; {advice}", *(f"  {item}" for item in items[:MAX_LISTED]), *more])
+    return "\n".join([f"{what}: {len(items)}; {advice}", *(f"  {item}" for item in items[:MAX_LISTED]), *more])

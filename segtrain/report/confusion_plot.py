@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from segtrain.drawing import shorten
 from segtrain.metrics import ConfusionMatrix
@@ -38,7 +39,9 @@ def save_confusion_plot(path: Path, confusion: ConfusionMatrix, class_names: Seq
     shares = row_shares(confusion)
     colors = mpl.colormaps["Blues"].with_extremes(bad="0.92")
     shown = axes.imshow(shares, vmin=0, vmax=1, cmap=colors)
-    figure.colorbar(shown, ax=axes, fraction=0.046, label="share of the target's pixels")
+    figure.colorbar(
+        shown, ax=axes, fraction=0.046, label="% of the target's pixels", format=PercentFormatter(1, symbol=None)
+    )
     axes.set_title(_plain(title))
     axes.set_xlabel("prediction")
     axes.set_ylabel("target")

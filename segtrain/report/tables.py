@@ -28,7 +28,9 @@ MEAN_NAMES = {
 
 def class_table(evaluation: Evaluation) -> Group:
     """Return the table of all classes and the means under it, to be printed on a rich console."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=escape(_title(evaluation)))
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), title=escape(_title(evaluation))
+    )
     table.title_style = ""
     table.title_justify = "left"
     table.add_column("class", max_width=24, overflow="fold")
@@ -39,7 +41,7 @@ def class_table(evaluation: Evaluation) -> Group:
         name = Text(shorten(row["class"], 22) + (f" {TAIL_MARK}" if index in tail else ""))
         ratios = [_ratio(row[key]) for key in ("iou", "dice", "precision", "recall")]
         table.add_row(name, *ratios, _count(row["pixels"]), _count(row["images"]))
-    return Group(table, means_table(evaluation), Text(_notes(evaluation)))
+    return Group(table, Text(), means_table(evaluation), Text(), Text(_notes(evaluation)))
 
 
 def means_table(evaluation: Evaluation) -> Table:
