@@ -22,7 +22,7 @@ FIRST_COLORS: tuple[Color, ...] = (
     (0, 114, 178),
 )
 LIGHTNESS_WEIGHT = 1.5
-DARKEST = 0.3
+DARKEST = 0.45
 
 
 def palette(num_classes: int, colors: Sequence[Color | None] | None = None) -> npt.NDArray[np.uint8]:
