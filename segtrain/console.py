@@ -23,6 +23,11 @@ def make_console(*, stderr: bool = False) -> Console:
     return console
 
 
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print text as it is: no markup, and no line breaks of rich's, so that commands and paths can be copied."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def progress(description: str, total: int, *, console: Console | None = None) -> Iterator[Callable[[int], None]]:
     """Show how much of `total` is done; yields `advance(count)`.
@@ -34,7 +39,13 @@ def progress(description: str, total: int, *, console: Console | None = None) ->
     if not console.is_terminal:
         yield _plain_lines(description, total, console)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count: bar.advance(task, count)
@@ -48,6 +59,6 @@ def _plain_lines(description: str, total: int, console: Console) -> Callable[[in
         done += count
         if time.monotonic() - last >= SECONDS_BETWEEN_PLAIN_LINES:
             last = time.monotonic()
-            console.print(f"{description}: {done}/{total}", markup=False)
+            say(console, f"{description}: {done}/{total}")
 
     return advance

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     import csv
     import json
 
-    from segtrain.console import make_console
+    from segtrain.console import make_console, say
     from segtrain.engine.evaluate import evaluate
     from segtrain.report.confusion_plot import save_confusion_plot
     from segtrain.report.tables import class_table, csv_rows, metrics_json
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     title = f"{config.name}, step {loaded.step}, {args.split}"
     save_confusion_plot(out / "confusion.png", evaluation.confusion, evaluation.class_names, title=title)
     console = make_console()
-    console.print(f"{loaded.path} (step {loaded.step})", markup=False)
+    say(console, f"{loaded.path} (step {loaded.step})")
     console.print(class_table(evaluation))
-    console.print(f"\nwritten to {out}: metrics.json, classes.csv, confusion.png", markup=False)
+    say(console, f"\nwritten to {out}: metrics.json, classes.csv, confusion.png")
     return 0

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict and write; return 0. Raises DataError at the end if images could not be read."""
-    from segtrain.console import make_console
+    from segtrain.console import make_console, say
     from segtrain.engine.predict import Predictor
     from segtrain.engine.predict_files import check_outputs, find_images, write_predictions
 
@@ -33,12 +33,9 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor.from_config(config, model=loaded.model, normalize=loaded.normalize)
     written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
     console = make_console()
-    console.print(
-        f"{written} images, in {args.out}: index/ (class numbers), palette/ (colours), overlay/ (on the image)",
-        markup=False,
+    say(
+        console, f"{written} images, in {args.out}: index/ (class numbers), palette/ (colours), overlay/ (on the image)"
     )
     if config.data.label_map is not None:
-        console.print(
-            "index/ holds the class numbers of classes.json, not the mask values of data.label_map", markup=False
-        )
+        say(console, "index/ holds the class numbers of classes.json, not the mask values of data.label_map")
     return 0

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, found {args.workers}")
     from segtrain.config import load_config
-    from segtrain.console import make_console
+    from segtrain.console import make_console, say
     from segtrain.data.frequencies import check_split
     from segtrain.report import scan as report
 
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     console.print(report.frequency_table(result.frequencies, names))
     for line in report.summary_lines(result, names):
-        console.print(line, markup=False)
+        say(console, line)
     folder: Path = args.out or Path(config.output) / "scan" / config.name / args.split
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(folder / "frequencies.json", result, names, split=args.split)
     report.write_index(folder / "images.csv", result, names)
     title = f"{config.name}: {args.split}"
     report.write_chart(folder / "classes.png", result.frequencies, names, title=title)
-    console.print(f"written: {folder / 'frequencies.json'}, images.csv, classes.png", markup=False)
+    say(console, f"written: {folder / 'frequencies.json'}, images.csv, classes.png")
     return 0

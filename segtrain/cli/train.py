@@ -14,19 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 + the signal's number when a signal stopped the run (130 for Ctrl-C)."""
     from segtrain.config import dump_config, load_config
-    from segtrain.console import make_console
+    from segtrain.console import make_console, say
     from segtrain.engine import train
     from segtrain.report.tables import class_table
 
     console = make_console()
     config = load_config(args.config, args.overrides)
-    console.print(dump_config(config).rstrip(), markup=False)
+    say(console, dump_config(config).rstrip())
     result = train(config, console=console)
     if result.signal is not None:
         return 128 + result.signal
     assert result.evaluation is not None
     console.print(class_table(result.evaluation))
-    console.print(f"best checkpoint: {result.best_checkpoint}\n\nNext:", markup=False)
+    say(console, f"best checkpoint: {result.best_checkpoint}\n\nNext:")
     split = "test" if "test" in config.data.splits else "val"
     images = f"{config.data.root}/{config.data.images}/{config.data.splits[split]}"
     for command in (
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
         f"python tools/visualize.py {result.folder} --split {split}",
         f"python tools/predict.py {result.folder} {images} --out predictions/{config.name}",
     ):
-        console.print(f"  {command}", markup=False)
+        say(console, f"  {command}")
     return 0

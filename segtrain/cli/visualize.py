@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find the worst images, draw them and write the page; return 0."""
-    from segtrain.console import make_console
+    from segtrain.console import make_console, say
     from segtrain.data.dataset import EvalDataset
     from segtrain.data.frequencies import check_split
     from segtrain.report.gallery import write_gallery
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or loaded.folder / "visualization" / args.split
     page = write_gallery(found, out, data=data, config=config, checkpoint=loaded.path, step=loaded.step)
     console = make_console()
-    console.print(
+    say(
+        console,
         f"{len(found.images)} of the {found.num_holding} images that hold {', '.join(found.class_names)}, worst first",
-        markup=False,
     )
-    console.print(f"open {page}", markup=False)
+    say(console, f"open {page}")
     return 0

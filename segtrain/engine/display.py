@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from segtrain.console import SECONDS_BETWEEN_PLAIN_LINES
+from segtrain.console import SECONDS_BETWEEN_PLAIN_LINES, say
 
 
 class TrainDisplay:
@@ -41,7 +41,8 @@ class TrainDisplay:
 
     def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Show the state after `step`; `values` hold the loss parts, images_per_second and data_wait (0 to 1)."""
-        losses = " ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("loss"))
+        parts = (f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss_"))
+        losses = f"loss {values['loss']:.3f} ({' '.join(parts)})"
         text = (
             f"step {step}/{self.total_steps} epoch {epoch:.1f} {losses} "
             f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
@@ -54,7 +55,7 @@ class TrainDisplay:
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Print a lasting line above the live one."""
-        self.console.print(text, style=style, markup=False)
+        say(self.console, text, style=style)
 
     def _remaining(self, step: int) -> str:
         done = step - self._start_step

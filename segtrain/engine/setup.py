@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from segtrain.config import Config, config_to_dict, dump_config
+from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import check_split
@@ -104,7 +106,7 @@ def prepare(
     if model is None:
         model = build_model(config.model, num_classes, frequencies=frequencies, load_weights=payload is None)
         for line in getattr(model, "init_report", ()):
-            console.print(f"weights: {line}", markup=False)
+            say(console, f"weights: {line}")
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -138,7 +140,7 @@ def prepare(
     )
     if payload is not None:
         _restore(run, payload)
-        console.print(f"going on from step {run.state.step} of {schedule.total_steps}", markup=False)
+        say(console, f"going on from step {run.state.step} of {schedule.total_steps}")
     save_config(config)
     _announce(run, console)
     return run
@@ -168,7 +170,7 @@ class _Data:
         for split, scan in scans.items():
             if scan.problems:
                 text = f"warning: {len(scan.problems)} bad samples of {split} are left out"
-                console.print(text, style="yellow", markup=False)
+                say(console, text, style="yellow")
         return cls(
             train=train or TrainDataset(scans["train"].samples, config.data),
             val=val or EvalDataset(scans["val"].samples, config.data),
@@ -190,24 +192,28 @@ def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Consol
     if config.loss != "auto":
         return config
     section = resolve_auto(frequencies)
-    console.print("loss: auto stands for\n\nloss:", markup=False)
-    console.print(indent(dump_config(section), "  "), markup=False)
+    say(console, "loss: auto stands for\n\nloss:")
+    say(console, indent(dump_config(section), "  "))
     return config.model_copy(update={"loss": section})
 
 
 def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> nn.Module:
     assert config.loss != "auto"
     data = config.data
-    loss = build_loss(
-        config.loss,
-        num_classes=len(data.classes),
-        ignore_index=data.ignore_index,
-        frequencies=frequencies,
-        class_names=data.class_names,
-    )
-    console.print(loss.describe(), markup=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss = build_loss(
+            config.loss,
+            num_classes=len(data.classes),
+            ignore_index=data.ignore_index,
+            frequencies=frequencies,
+            class_names=data.class_names,
+        )
+    for warning in caught:
+        say(console, f"warning: {warning.message}", style="yellow")
+    say(console, loss.describe())
     if config.train.accumulate > 1 and loss.inexact_under_accumulation:
-        console.print(f"note: {loss.inexact_under_accumulation}", markup=False)
+        say(console, f"note: {loss.inexact_under_accumulation}")
     return loss
 
 
@@ -229,10 +235,10 @@ def _announce(run: Run, console: Console) -> None:
     config, schedule = run.config, run.schedule
     millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     model = f"{config.model.arch}/{config.model.encoder}, {millions:.2f} M parameters"
-    console.print(f"{config.name}: {model}, on {run.device}", markup=False)
+    say(console, f"{config.name}: {model}, on {run.device}")
     num_images = config.train.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
-    console.print(f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}", markup=False)
+    say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

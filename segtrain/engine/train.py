@@ -15,12 +15,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from segtrain.config import Config
-from segtrain.console import make_console
+from segtrain.console import make_console, say
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_checkpoint, load_weights, save_checkpoint
 from segtrain.engine.device import autocast
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
+from segtrain.engine.meter import Meter
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
 from segtrain.engine.setup import Run, prepare
 from segtrain.engine.signals import Interrupted, StopRequest
@@ -100,7 +101,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
     windows = _windows(run)
-    meter = _Meter()
+    meter = Meter()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
         while not stop.requested:
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
@@ -123,9 +124,9 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
                 _log(run, meter, display)
     if stop.requested:
         save_checkpoint(run.last_path, _payload(run))
-        console.print(f"stopped by a signal after step {state.step}; go on with train.resume=auto", markup=False)
+        say(console, f"stopped by a signal after step {state.step}; go on with train.resume=auto")
     elif state.step < schedule.total_steps:
-        console.print(f"stopped early: no gain in {state.evaluations_without_gain} evaluations", markup=False)
+        say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
 
 
@@ -269,7 +270,7 @@ def _payload(run: Run, *, weights_only: bool = False, scores: dict[str, float] |
     return payload
 
 
-def _log(run: Run, meter: _Meter, display: TrainDisplay) -> None:
+def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:
     epoch = run.schedule.epoch(run.state.step)
     values = meter.values()
     for group in run.optimizer.param_groups:
@@ -287,32 +288,3 @@ def _non_finite_message(run: Run, window: list[dict[str, Any]]) -> str:
         f"{run.state.step} with the images {', '.join(names)}. Lower optimizer.lr, set optimizer.clip_norm, use "
         f"train.precision=fp32, and look at these images; the last good checkpoint is in {run.folder / FOLDER}"
     )
-
-
-class _Meter:
-    """Means of the loss parts, images per second and the share of waiting, since the last restart."""
-
-    def __init__(self) -> None:
-        self.num_non_finite = 0
-        self.restart()
-
-    def restart(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._num_steps = 0
-        self._num_images = 0
-        self._waited = 0.0
-        self._start = time.perf_counter()
-
-    def add(self, values: dict[str, Tensor], *, num_images: int, waited: float) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._num_steps += 1
-        self._num_images += num_images
-        self._waited += waited
-        finite = bool(torch.isfinite(values["grad_norm"]) & torch.isfinite(values["loss"]))
-        self.num_non_finite = 0 if finite else self.num_non_finite + 1
-
-    def values(self) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        means = {name: float(value) / self._num_steps for name, value in self._sums.items()}
-        return means | {"images_per_second": self._num_images / seconds, "data_wait": self._waited / seconds}
