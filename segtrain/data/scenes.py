@@ -101,14 +101,15 @@ def _paint_surfaces(rng: np.random.Generator, layout: Layout) -> FloatArray:
     grain = 1 + 0.10 * _clouds(rng, 3, rng.uniform(3, 24)) + 0.10 * _clouds(rng, 24)
     shadow = cv2.GaussianBlur(np.roll(plate, (7, 5), axis=(0, 1)).astype(np.float32), (0, 0), 5)
     bench = _BENCH_COLOURS[rng.integers(len(_BENCH_COLOURS))] * rng.uniform(0.75, 1.3)
-    image = (grain * (1 - 0.55 * shadow))[..., None] * bench
+    shade = grain * (1 - 0.55 * shadow)
+    image = cv2.merge([shade * value for value in bench])
 
     brushed = cv2.remap(_clouds(rng, 2, 60), (u + 128) % 255, (v + 96) % 191, cv2.INTER_LINEAR)
     tone = 1 + 0.055 * brushed + 0.05 * _clouds(rng, 40) + 0.10 * np.sin(v / 60 + rng.uniform(0, 6.3))
     metal = rng.uniform(0.48, 0.68) * (1 + rng.uniform(-0.04, 0.04, 3).astype(np.float32))
     # Heat leaves straw and blue tints beside the bead; they belong to the plate.
-    heat = np.exp(-(((np.abs(v) - 14) / rng.uniform(7, 14)) ** 2)) * rng.uniform(0.0, 0.20)
-    surface = (tone[..., None] * metal) * (1 + heat[..., None] * _HEAT_TINT)
+    heat = _bell((np.abs(v) - 14) / rng.uniform(7, 14)) * rng.uniform(0.0, 0.20)
+    surface = cv2.merge([tone * value * (1 + heat * tint) for value, tint in zip(metal, _HEAT_TINT, strict=True)])
     np.copyto(image, surface, where=plate[..., None])
     edge = plate & (cv2.erode(plate.view(np.uint8), np.ones((5, 5), np.uint8)) == 0)
     image[edge] *= 1.18
@@ -116,12 +117,17 @@ def _paint_surfaces(rng: np.random.Generator, layout: Layout) -> FloatArray:
     return np.asarray(image, np.float32)
 
 
+def _bell(x: npt.NDArray[np.floating]) -> FloatArray:
+    """exp(−x²), kept away from the denormal numbers, which are very slow to multiply."""
+    return np.asarray(np.exp(-np.minimum(x * x, 25)), np.float32)
+
+
 def _bead_brightness(rng: np.random.Generator, u: FloatArray, v: FloatArray) -> FloatArray:
     """The rippled bead that a welder leaves, lit from above; float32 [H, W]."""
     height = np.sqrt(np.clip(1 - (v / 17) ** 2, 0.02, 1))
     ripple = np.sin(u / rng.uniform(1.9, 2.7) + (v / rng.uniform(5, 8)) ** 2)
     bead = (0.25 + 0.33 * height + 0.055 * ripple + 0.03 * _clouds(rng, 5)) * rng.uniform(0.85, 1.25)
-    gloss = rng.uniform(0.05, 0.2) * np.exp(-((v + rng.uniform(2, 6)) ** 2) / 12)
+    gloss = rng.uniform(0.05, 0.2) * _bell((v + rng.uniform(2, 6)) / math.sqrt(12))
     return np.asarray(bead + gloss, np.float32)
 
 
