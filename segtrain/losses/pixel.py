@@ -34,4 +34,4 @@ def pixel_denominator(pixels: Tensor, *, class_weights: Tensor | None, reduction
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide; where the denominator is 0, return the numerator (0 itself, and part of the graph)."""
-    return numerator / torch.where(denominator > 0, denominator, 1.0)
+    return numerator / torch.where(denominator == 0, 1.0, denominator)

@@ -54,7 +54,8 @@ def dice(
     if per == "batch":
         mass, intersection, pixels = (x.sum(0, keepdim=True) for x in (mass, intersection, pixels))
     union = mass + pixels + smooth
-    loss = torch.where(union > 0, 1 - divide(2 * intersection + smooth, union), 0.0)
+    # Compared with 0, so that a union of NaN stays NaN: a diverged model must show.
+    loss = torch.where(union == 0, 0.0, 1 - divide(2 * intersection + smooth, union))
     weight = region_weights(pixels, absent_classes=absent_classes, class_weights=class_weights)
     # A product with weight 0, not a selection: an absent class stays in the graph, with a zero gradient.
     return divide((loss * weight).sum(), weight.sum() if total_weight is None else total_weight)

@@ -55,6 +55,24 @@ def test_combined_terms_are_those_of_losses_built_alone(make_batch: MakeBatch) -
         torch.testing.assert_close(values[label], build_loss(section(part, **alone), num_classes=4)(logits, target))
 
 
+@pytest.mark.parametrize("broken", ["all", "one pixel", "the logit of one label"])
+def test_diverged_logits_make_every_term_and_the_total_nan(make_batch: MakeBatch, broken: str) -> None:
+    logits, target = make_batch(ignored=0)
+    logits = logits.detach().clone()
+    if broken == "all":
+        logits[:] = torch.nan
+    elif broken == "one pixel":
+        logits[0, :, 2, 3] = torch.nan
+    else:
+        logits[0, target[0, 2, 3], 2, 3] = torch.nan
+    dice = [{"name": "dice", "per": per, "squared": squared} for per in ("batch", "image") for squared in (False, True)]
+    values = build_loss(section("cross_entropy", "focal", *dice, class_weights=WEIGHTS), num_classes=4).terms(
+        logits, target
+    )
+    assert len(values) == 7
+    assert all(value.isnan() for value in values.values()), values
+
+
 def test_terms_of_one_name_keep_distinct_keys() -> None:
     parts = [{"name": "dice"}, {"name": "dice", "label": "dice_2"}, {"name": "dice"}, {"name": "dice", "label": "soft"}]
     assert build_loss(section(*parts), num_classes=2).labels == ("dice", "dice_2", "dice_3", "soft")
