@@ -1,6 +1,11 @@
-"""The errors a user can cause: one tree, one clear line each."""
+"""The errors a user can cause, one tree, and the phrases that their messages share."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+MAX_LINES = 20
 
 
 class SegtrainError(Exception):
@@ -20,3 +25,28 @@ class DataError(SegtrainError):
 
 class CheckpointError(SegtrainError):
     """A checkpoint cannot be found, read, written or matched with the model."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `known`, or nothing where none is close."""
+    name = closest(word, known)
+    return "" if name is None else f"; did you mean {name!r}?"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return what a misspelt word was probably meant to be; capitals and hyphens make no difference."""
+    names = {name.lower().replace("-", "_"): name for name in known}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(names), n=1, cutoff=0.6)
+    return names[found[0]] if found else None
+
+
+def some(items: Sequence[object], *, limit: int) -> str:
+    """Return at most `limit` items on one line, and the number of the others."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(map(str, items[:limit])) + more
+
+
+def listing(head: str, items: Sequence[object]) -> str:
+    """Return a head and, below it, a line for each of at most 20 items, and the number of the others."""
+    more = [f"  ... and {len(items) - MAX_LINES} more"] if len(items) > MAX_LINES else []
+    return "\n".join([head, *(f"  {item}" for item in items[:MAX_LINES]), *more])

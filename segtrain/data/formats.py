@@ -10,9 +10,7 @@ from pathlib import Path
 
 from segtrain.config.schema import DataConfig
 from segtrain.data.headers import SUFFIXES
-from segtrain.errors import ConfigError, DataError
-
-MAX_PROBLEMS_SHOWN = 20
+from segtrain.errors import ConfigError, DataError, listing
 
 Problem = tuple[Path, str]
 
@@ -32,21 +30,6 @@ class Listing:
 
     samples: list[Sample]
     problems: list[Problem]
-
-
-def list_samples(data: DataConfig, split: str) -> list[Sample]:
-    """List the samples of a split; files are matched, not opened.
-
-    Raises:
-        DataError: missing root or split, nothing found, and, unless data.on_bad is skip, missing masks and
-            names found twice: all of them in one message.
-    """
-    listing = find_samples(data, split)
-    if listing.problems and data.on_bad == "error":
-        raise bad_files(listing.problems, data, split)
-    if not listing.samples:
-        raise bad_files(listing.problems, data, split, nothing_left=True)
-    return listing.samples
 
 
 def find_samples(data: DataConfig, split: str) -> Listing:
@@ -81,13 +64,10 @@ def data_root(data: DataConfig) -> Path:
 
 def bad_files(problems: list[Problem], data: DataConfig, split: str, *, nothing_left: bool = False) -> DataError:
     """One error that lists bad files with their reasons: at most 20, and the total."""
-    lines = [f"  {path}: {reason}" for path, reason in problems[:MAX_PROBLEMS_SHOWN]]
-    if len(problems) > MAX_PROBLEMS_SHOWN:
-        lines.append(f"  ... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
     number = f"{len(problems)} bad file{'s' if len(problems) != 1 else ''}"
     head = f"{number} in split {split!r} of {data_root(data)}"
     advice = "nothing is left to use" if nothing_left else "mend them, or leave them out with data.on_bad: skip"
-    return DataError("\n".join([f"{head}: {advice}", *lines]))
+    return DataError(listing(f"{head}: {advice}", [f"{path}: {reason}" for path, reason in problems]))
 
 
 def _find_in_folders(data: DataConfig, root: Path, split: str) -> Listing:
@@ -117,12 +97,13 @@ def _find_in_folders(data: DataConfig, root: Path, split: str) -> Listing:
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(_image_files(folder)):
+    for path in sorted(image_files(folder)):
         found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
     return dict(sorted(found.items()))
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
+    """Yield the image files below a folder, in any order: hidden ones left out, links to folders followed once."""
     visited = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)

@@ -153,7 +153,7 @@ def check_split(
 
     Raises:
         DataError: bad files, all in one message (with data.on_bad: skip only if nothing else is left), or masks
-            of 0 and 255 throughout without a label_map.
+            of 0 and 255 throughout, in training for two classes, without a label_map.
     """
     listing = find_samples(data, split)
     store = ScanCache(data, split, LabelRules.from_config(data))
@@ -169,7 +169,8 @@ def check_split(
     if problems and (data.on_bad == "error" or not good):
         raise bad_files(problems, data, split, nothing_left=not good)
     counts = np.array([one.counts for _, one in good], np.int64)
-    _refuse_unmapped_binary(data, split, counts)
+    if split == "train":
+        _refuse_unmapped_binary(data, counts)
     samples = [sample for sample, _ in good]
     return ScanResult(ClassFrequencies.from_counts(counts), samples, counts, problems, num_read)
 
@@ -230,14 +231,19 @@ def _num_workers(workers: int | None, num_samples: int) -> int:
     return 1 if num_samples < SMALL_SET else min(cores, MAX_WORKERS)
 
 
-def _refuse_unmapped_binary(data: DataConfig, split: str, counts: Counts) -> None:
-    """Refuse 255 as ignore_index where it seems to be the other class: masks of 0 and 255 throughout."""
+def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:
+    """Refuse 255 as ignore_index where it seems to be the second of two classes: masks of 0 and 255 throughout.
+
+    Only training masks tell: other splits of rare defects may well hold nothing but background and ignored borders.
+    """
+    if len(data.class_names) != 2:
+        return
     totals = counts.sum(axis=0)
     only_first = totals[0] > 0 and not totals[1:-1].any()
     if data.label_map is None and data.ignore_index == 255 and only_first and totals[-1] > 0:
         names = data.class_names
         raise DataError(
-            f"the masks of split {split!r} of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "
+            f"the masks of split 'train' of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "
             f"If 255 is a class, write data.label_map: {suggest_binary_map(names)}; "
             f"if these pixels are to be ignored, say so: {{0: {names[0]}, 255: ignore}}"
         )

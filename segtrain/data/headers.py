@@ -88,7 +88,9 @@ def read_header(stream: BinaryIO, path: Path, *, max_pixels: int) -> Header:
     image = open_image(stream, path)
     start_of_pixels = stream.tell()
     width, height = image.size
-    header = Header(
+    if width * height > max_pixels:
+        raise FileProblem(path, f"{width}x{height} pixels are more than data.max_pixels: {max_pixels}")
+    return Header(
         kind=str(image.format),
         height=height,
         width=width,
@@ -96,9 +98,6 @@ def read_header(stream: BinaryIO, path: Path, *, max_pixels: int) -> Header:
         orientation=_orientation(image, path),
         complete=_COMPLETE[str(image.format)](stream, image, start_of_pixels),
     )
-    if width * height > max_pixels:
-        raise FileProblem(path, f"{header.size} pixels are more than data.max_pixels: {max_pixels}")
-    return header
 
 
 def _kind(first: bytes) -> str | None:

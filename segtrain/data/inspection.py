@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from segtrain.config.schema import DataConfig
 from segtrain.data.formats import Problem, Sample
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header, read_header
-from segtrain.data.masks import LabelRules, decode_mask, explain_mode, histogram, narrow, read_bytes, read_image
+from segtrain.data.masks import LabelRules, decode_mask, explain_mode, histogram, narrow, read_checked, read_image
 from segtrain.errors import DataError
 
 
@@ -59,8 +58,7 @@ class Inspector:
         path = sample.mask
         if path is None:
             raise FileProblem(sample.image, "has no mask")
-        data = read_bytes(path)
-        header = read_header(BytesIO(data), path, max_pixels=self._max_pixels)
+        data, header = read_checked(path, max_pixels=self._max_pixels)
         reason = _explain_header(header, path)
         if image is not None and (header.height, header.width) != (image.height, image.width):
             reason = reason or f"the mask is {header.size}, its image {image.size}"

@@ -168,7 +168,7 @@ class Loader(Generic[Batch]):
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if not _tells_of_a_death(error):
                     raise
                 raise self._worker_died(error) from error
             self._recorded.pending.popleft()
@@ -219,6 +219,12 @@ def prepare_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _tells_of_a_death(error: RuntimeError) -> bool:
+    """Whether torch reports a dead worker; an error raised in a living one opens with "Caught ..." instead."""
+    first, _, _ = str(error).partition("\n")
+    return "exited unexpectedly" in first or "is killed by signal" in first
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

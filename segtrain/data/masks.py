@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from segtrain.config.schema import DataConfig
 from segtrain.data.headers import FileProblem, Header, open_image, read_header
-from segtrain.errors import DataError
+from segtrain.errors import DataError, some
 
 AnyArray = NDArray[Any]
 MAX_VALUES_SHOWN = 10
 LARGEST_RAW_VALUE = 65535
 CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
 
-GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
-COLOUR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
-COLOUR_MASK = (
+GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
+COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
+COLOR_MASK = (
     "colour masks are not index masks: a mask has one channel whose values are class numbers. Save the palette "
     "indices (PNG mode P), convert the colours to class numbers once, or, if the channels are equal, save one of them"
 )
@@ -42,8 +42,8 @@ def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray
         FileProblem: unreadable or truncated file, colours where one channel is expected, a type of pixel
             other than 8 or 16 bits without sign, more than `max_pixels` pixels.
     """
-    data = read_bytes(path)
-    return _decode_image(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path, in_channels)
+    data, header = read_checked(path, max_pixels=max_pixels)
+    return _decode_image(data, header, path, in_channels)
 
 
 def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> AnyArray:
@@ -55,7 +55,7 @@ def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> 
     pixels = _decode(data, path)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign")
-    if pixels.ndim == 2 or header.mode in GREY_MODES:
+    if pixels.ndim == 2 or header.mode in GRAY_MODES:
         channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
         return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
@@ -64,9 +64,9 @@ def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> 
 
 def explain_mode(header: Header, in_channels: int) -> str:
     """Say why an image of this kind of pixel does not fit `in_channels` (1 or 3); empty when it does."""
-    if header.mode not in (*GREY_MODES, *COLOUR_MODES):
+    if header.mode not in (*GRAY_MODES, *COLOR_MODES):
         return f"{header.kind} pixels of mode {header.mode}; images have 8 or 16 bits without sign"
-    if in_channels == 1 and header.mode in COLOUR_MODES:
+    if in_channels == 1 and header.mode in COLOR_MODES:
         return "a colour image, but model.in_channels is 1: convert it to grey, or use 3"
     return ""
 
@@ -80,16 +80,16 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
     Raises:
         FileProblem: unreadable or truncated file, colours, more than `max_pixels` pixels.
     """
-    data = read_bytes(path)
-    return decode_mask(data, read_header(BytesIO(data), path, max_pixels=max_pixels), path)
+    data, header = read_checked(path, max_pixels=max_pixels)
+    return decode_mask(data, header, path)
 
 
 def decode_mask(data: bytes, header: Header, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
-    if header.mode != "P" and header.mode in (*COLOUR_MODES, "LA", "La"):
-        raise FileProblem(path, f"{header.mode} {header.kind}: {COLOUR_MASK}")
+    if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
+        raise FileProblem(path, f"{header.mode} {header.kind}: {COLOR_MASK}")
     if header.mode not in ("P", "1", "I"):
         pixels = _decode(data, path)
         if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
@@ -98,7 +98,7 @@ def decode_mask(data: bytes, header: Header, path: Path) -> AnyArray:
     # OpenCV turns palette indices into the palette's colours, and 0/1 into 0/255.
     try:
         with open_image(BytesIO(data), path) as image:
-            pixels = np.asarray(image)
+            pixels = np.array(image)  # a copy: Pillow's own memory is read-only
     except (SyntaxError, OSError, ValueError, EOFError) as error:
         raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -121,10 +121,13 @@ def _decode(data: bytes, path: Path) -> AnyArray:
     return np.asarray(pixels)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file; raises FileProblem."""
+def read_checked(path: Path, *, max_pixels: int) -> tuple[bytes, Header]:
+    """The bytes of an image file and its header, which is checked before the rest is read; raises FileProblem."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            header = read_header(stream, path, max_pixels=max_pixels)
+            stream.seek(0)
+            return stream.read(), header
     except OSError as error:
         raise FileProblem(path, f"cannot be read ({error.strerror or error})") from error
 
@@ -221,13 +224,12 @@ class LabelRules:
         unknown = values[self._slots[values] > self.num_classes]
         if not unknown.size:
             return ""
-        listed = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown[:MAX_VALUES_SHOWN])
-        more = f" and {unknown.size - MAX_VALUES_SHOWN} more" if unknown.size > MAX_VALUES_SHOWN else ""
-        return f"unknown mask values: {listed}{more}; {self._advice(values)}"
+        listed = some([f"{value} ({counts[value]} pixels)" for value in unknown], limit=MAX_VALUES_SHOWN)
+        return f"unknown mask values: {listed}; {self._advice(values)}"
 
     def _advice(self, values: NDArray[np.intp]) -> str:
         if self.mapping is not None:
-            return f"data.label_map knows {shorten(sorted(self.mapping))}: add them as a class or 'ignore'"
+            return f"data.label_map knows {some(sorted(self.mapping), limit=MAX_VALUES_SHOWN)}: add them as a class or 'ignore'"
         if set(values.tolist()) <= {0, 255}:
             return f"write data.label_map: {suggest_binary_map(self.names)}"
         if 0 not in values and values[0] == 1 and self.num_classes in values:
@@ -251,9 +253,3 @@ def narrow(raw: AnyArray) -> AnyArray:
 def suggest_binary_map(names: tuple[str, ...]) -> str:
     """The label map for masks stored as 0 and 255."""
     return "{" + f"0: {names[0]}, 255: {names[1]}" + "}"
-
-
-def shorten(values: list[int]) -> str:
-    """A list of numbers of at most ten entries."""
-    more = ", ..." if len(values) > MAX_VALUES_SHOWN else ""
-    return ", ".join(map(str, values[:MAX_VALUES_SHOWN])) + more

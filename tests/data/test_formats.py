@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from segtrain.config.schema import DataConfig
-from segtrain.data.formats import FORMATS, MAX_PROBLEMS_SHOWN, find_samples, list_samples
-from segtrain.errors import ConfigError, DataError
+from segtrain.data.formats import FORMATS, find_samples
+from segtrain.data.frequencies import check_split
+from segtrain.errors import MAX_LINES, ConfigError, DataError
 
 Make = Callable[..., DataConfig]
 Save = Callable[..., Path]
@@ -27,7 +28,7 @@ def test_folders_are_paired_by_stem_in_any_mix_of_kinds(data_config: Make, save:
         save(f"images/train/{image}", DOT)
         save(f"masks/train/{mask}", DOT)
     save("masks/train/unused.png", DOT)
-    (samples := list_samples(data_config(), "train")).sort(key=lambda sample: sample.name)
+    (samples := find_samples(data_config(), "train").samples).sort(key=lambda sample: sample.name)
     assert [sample.name for sample in samples] == ["b", "deep/c", "deep/er/a"]
     assert [sample.image.suffix for sample in samples] == [".jpg", ".webp", ".TIF"]
     assert all(sample.mask is not None and sample.mask.is_file() for sample in samples)
@@ -37,14 +38,14 @@ def test_order_does_not_depend_on_the_file_system(data_config: Make, save: Save)
     for name in ("c", "a", "b"):
         save(f"images/train/{name}.png", DOT)
         save(f"masks/train/{name}.png", DOT)
-    assert [sample.name for sample in list_samples(data_config(), "train")] == ["a", "b", "c"]
+    assert [sample.name for sample in find_samples(data_config(), "train").samples] == ["a", "b", "c"]
 
 
 def test_names_with_dots_keep_all_but_the_suffix(data_config: Make, save: Save) -> None:
     for name in ("scene.v1", "scene.v2"):
         save(f"images/train/{name}.png", DOT)
         save(f"masks/train/{name}.png", DOT)
-    assert [sample.name for sample in list_samples(data_config(), "train")] == ["scene.v1", "scene.v2"]
+    assert [sample.name for sample in find_samples(data_config(), "train").samples] == ["scene.v1", "scene.v2"]
 
 
 def test_hidden_files_and_other_files_are_passed_over(data_config: Make, save: Save, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_hidden_files_and_other_files_are_passed_over(data_config: Make, save: S
     save("masks/train/a.png", DOT)
     (tmp_path / "images/train/Thumbs.db").write_bytes(b"x")
     (tmp_path / "images/train/._a.png").write_bytes(b"x")
-    assert len(list_samples(data_config(), "train")) == 1
+    assert len(find_samples(data_config(), "train").samples) == 1
 
 
 def test_linked_folders_are_followed_and_loops_end(data_config: Make, save: Save, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_linked_folders_are_followed_and_loops_end(data_config: Make, save: Save
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "images/train/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "images")
-    assert [sample.name for sample in list_samples(data_config(), "train")] == ["linked/a"]
+    assert [sample.name for sample in find_samples(data_config(), "train").samples] == ["linked/a"]
 
 
 def test_missing_masks_and_double_stems_are_listed_together(data_config: Make, save: Save) -> None:
@@ -70,7 +71,7 @@ def test_missing_masks_and_double_stems_are_listed_together(data_config: Make, s
     for name in ("masks/train/two.png", "masks/train/three.png", "masks/train/three.tif"):
         save(name, DOT)
     with pytest.raises(DataError) as caught:
-        list_samples(data_config(), "train")
+        check_split(data_config(), "train", cache=False, progress=False)
     message = str(caught.value)
     assert "3 bad files" in message
     assert "alone.png: no mask: expected" in message
@@ -83,7 +84,7 @@ def test_skip_leaves_them_out_and_counts_them(data_config: Make, save: Save) -> 
     save("images/train/good.png", DOT)
     save("masks/train/good.png", DOT)
     config = data_config(on_bad="skip")
-    assert [sample.name for sample in list_samples(config, "train")] == ["good"]
+    assert [sample.name for sample in find_samples(config, "train").samples] == ["good"]
     assert len(find_samples(config, "train").problems) == 1
 
 
@@ -91,7 +92,7 @@ def test_skip_with_nothing_left_is_an_error(data_config: Make, save: Save, tmp_p
     save("images/train/alone.png", DOT)
     (tmp_path / "masks/train").mkdir(parents=True)
     with pytest.raises(DataError, match="nothing is left"):
-        list_samples(data_config(on_bad="skip"), "train")
+        check_split(data_config(on_bad="skip"), "train", cache=False, progress=False)
 
 
 def test_long_lists_of_problems_are_cut_with_their_number(data_config: Make, tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_long_lists_of_problems_are_cut_with_their_number(data_config: Make, tmp
     for number in range(30):
         (tmp_path / f"images/train/{number:02}.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        list_samples(data_config(), "train")
-    assert len(str(caught.value).splitlines()) == MAX_PROBLEMS_SHOWN + 2
+        check_split(data_config(), "train", cache=False, progress=False)
+    assert len(str(caught.value).splitlines()) == MAX_LINES + 2
     assert str(caught.value).endswith("... and 10 more")
     assert "30 bad files" in str(caught.value)
 
@@ -118,14 +119,14 @@ def test_missing_folders_are_named(data_config: Make, tmp_path: Path, make: list
     for folder in make:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(DataError, match=message):
-        list_samples(data_config(), "train")
+        find_samples(data_config(), "train")
 
 
 def test_a_missing_root_and_an_unknown_split_are_named(data_config: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.root: no folder"):
-        list_samples(data_config(root=str(tmp_path / "nowhere")), "train")
+        find_samples(data_config(root=str(tmp_path / "nowhere")), "train")
     with pytest.raises(DataError, match="no 'trian'; it has: train, val, test"):
-        list_samples(data_config(), "trian")
+        find_samples(data_config(), "trian")
 
 
 # --- lists
@@ -140,7 +141,7 @@ def lists(make: Make, tmp_path: Path, text: str, **changes: str) -> DataConfig:
 def test_lists_name_pairs(data_config: Make, save: Save, tmp_path: Path, separator: str) -> None:
     save("x/b.png", DOT), save("y/b_mask.png", DOT), save("x/a.jpg", DOT), save("y/a_mask.png", DOT)
     text = f"\ufeff# pairs\n\nx/b.png{separator}y/b_mask.png\nx/a.jpg{separator}y/a_mask.png\n"
-    samples = list_samples(lists(data_config, tmp_path, text), "train")
+    samples = find_samples(lists(data_config, tmp_path, text), "train").samples
     assert [sample.name for sample in samples] == ["x/b", "x/a"]
     assert samples[0].mask == tmp_path / "y/b_mask.png"
 
@@ -149,7 +150,7 @@ def test_lists_take_blanks_in_names_with_a_tab_and_absolute_paths(
     data_config: Make, save: Save, tmp_path: Path
 ) -> None:
     image, mask = save("my photo.png", DOT), save("my mask.png", DOT)
-    samples = list_samples(lists(data_config, tmp_path, f"{image}\tmy mask.png\n"), "train")
+    samples = find_samples(lists(data_config, tmp_path, f"{image}\tmy mask.png\n"), "train").samples
     assert (samples[0].image, samples[0].mask) == (image, mask)
 
 
@@ -158,7 +159,7 @@ def test_lists_tell_lines_of_missing_files_and_repeats(data_config: Make, save: 
     text = "a.png m.png\nnone.png m.png\nb.png m.png\na.png m.png\n"
     save("b.png", DOT)
     with pytest.raises(DataError) as caught:
-        list_samples(lists(data_config, tmp_path, text + "c.png gone.png"), "train")
+        check_split(lists(data_config, tmp_path, text + "c.png gone.png"), "train", cache=False, progress=False)
     message = str(caught.value)
     assert "none.png: no such image (line 2" in message
     assert "lines 1 and 4 name the same sample: a" in message
@@ -171,14 +172,14 @@ def test_lists_tell_lines_of_missing_files_and_repeats(data_config: Make, save: 
 )
 def test_broken_lists_are_told(data_config: Make, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        list_samples(lists(data_config, tmp_path, text), "train")
+        find_samples(lists(data_config, tmp_path, text), "train")
 
 
 def test_a_missing_list_is_told(data_config: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the list .*val.txt cannot be read"):
-        list_samples(lists(data_config, tmp_path, ""), "val")
+        find_samples(lists(data_config, tmp_path, ""), "val")
 
 
 def test_folder_keys_are_not_ignored_with_lists(data_config: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belong to layout: folders"):
-        list_samples(lists(data_config, tmp_path, "a.png m.png", images="photos"), "train")
+        find_samples(lists(data_config, tmp_path, "a.png m.png", images="photos"), "train")

@@ -226,6 +226,19 @@ def test_masks_of_0_and_255_throughout_are_never_guessed(data_config: Make, pair
     assert quiet(data_config(**cracks, label_map={0: 0, 255: "ignore"})).ignored == 1
 
 
+def test_ignored_borders_are_no_second_class(data_config: Make, pair: Pair) -> None:
+    pair("a", [[0, 1, 255]])
+    pair("b", [[0, 0, 255]], split="val")
+    cracks = data_config(classes=["background", "crack"])
+    assert check_split(cracks, "train", cache=False, progress=False).frequencies.pixels.tolist() == [1, 1]
+    assert check_split(cracks, "val", cache=False, progress=False).frequencies.ignored == 1
+
+
+def test_among_several_classes_255_is_what_ignore_index_says(data_config: Make, pair: Pair) -> None:
+    pair("a", [[0, 0, 255]])
+    assert quiet(data_config()).ignored == 1
+
+
 @pytest.mark.camvid
 def test_camvid_counts_are_those_of_its_readme(camvid: Path, data_config: Make) -> None:
     names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]

@@ -20,7 +20,7 @@ import torch
 
 from segtrain.config.schema import DataConfig
 from segtrain.data.dataset import EvalDataset, TrainDataset
-from segtrain.data.formats import list_samples
+from segtrain.data.formats import find_samples
 from segtrain.data.loader import Loader, build_eval_loader, build_train_loader, collate_train
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def train_set(folder_dataset: Callable[..., Any]) -> Callable[..., TrainDataset]
     def make(num: int = 10, steps: Any = AUGMENTED, **changes: Any) -> TrainDataset:
         made = folder_dataset(splits={"train": num})
         data = DataConfig.model_validate(made.config["data"] | {"train_transforms": steps} | changes)
-        return TrainDataset(list_samples(data, "train"), data)
+        return TrainDataset(find_samples(data, "train").samples, data)
 
     return make
 
@@ -143,7 +143,7 @@ def test_evaluation_keeps_the_targets_size_and_the_order(
 ) -> None:
     made = folder_dataset(splits={"val": 5})
     data = DataConfig.model_validate(made.config["data"] | {"input_size": [12, 20]})
-    dataset = EvalDataset(list_samples(data, "val"), data)
+    dataset = EvalDataset(find_samples(data, "val").samples, data)
     for workers in (0, 2):
         loader = build_eval_loader(dataset, batch_size=2, workers=workers)
         batches = list(loader)
@@ -188,6 +188,21 @@ def test_a_dead_worker_names_the_data_set_and_the_samples(train_set: Callable[..
         list(loader)
     loader.close()
     assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+class Faulty(TrainDataset):
+    """Raises an error of our own making."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        raise RuntimeError("shapes differ, and a pipe exited unexpectedly")
+
+
+def test_an_error_in_a_living_worker_is_not_taken_for_its_death(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(4)
+    loader = build_train_loader(Faulty(dataset.samples, dataset.data), TrainBatchSampler(4, 2, seed=0), workers=1)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(loader)
+    loader.close()
 
 
 def test_workers_ignore_signals_and_are_ended_all_the_same(train_set: Callable[..., TrainDataset]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +39,9 @@ def test_palette_masks_give_indices_not_colours(save: Callable[..., Path], suffi
     palette = Image.frombytes("P", (IDS.shape[1], IDS.shape[0]), IDS.tobytes())
     palette.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
     path = save(f"mask{suffix}", palette)
-    np.testing.assert_array_equal(read_mask(path, max_pixels=LIMIT), IDS)
+    mask = read_mask(path, max_pixels=LIMIT)
+    np.testing.assert_array_equal(mask, IDS)
+    assert mask.flags.writeable  # torch warns of tensors over read-only memory
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -229,6 +233,14 @@ def test_damaged_pixels_are_told(save: Callable[..., Path], capfd: pytest.Captur
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match=r"nowhere.png: cannot be read \(No such file"):
         read_image(tmp_path / "nowhere.png", max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_files_over_the_limit_are_refused_before_they_are_read(save: Callable[..., Path], read: Any) -> None:
+    path = save("image.png", np.zeros((4, 4), np.uint8))
+    os.truncate(path, 2**42)  # a hole: takes no space, and has no room in memory
+    with pytest.raises(FileProblem, match=r"4x4 pixels are more than data\.max_pixels"):
+        read(path, max_pixels=15)
 
 
 def _grey_png(values: list[int], bits: int) -> bytes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from segtrain.config import Config, parse_config
 from segtrain.data.dataset import EvalDataset
-from segtrain.data.formats import list_samples
+from segtrain.data.formats import find_samples
 from segtrain.drawing import ERROR_COLORS
 from segtrain.errors import ConfigError, DataError
 from segtrain.report.gallery import write_gallery
@@ -67,7 +67,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def worst_of(config: Config, classes: tuple[int, ...] = (1,), num_worst: int = 20) -> tuple[Worst, EvalDataset]:
-    data = EvalDataset(list_samples(config.data, "val"), config.data)
+    data = EvalDataset(find_samples(config.data, "val").samples, config.data)
     found = find_worst(
         config,
         model=ByColour(),
