@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.build import build_loss, needs_frequencies, resolve_auto
+from segtrain.losses.build import build_loss, resolve_auto
 from segtrain.losses.class_sums import ClassSums, class_sums
 from segtrain.losses.combined import SegmentationLoss
 
@@ -13,6 +13,5 @@ __all__ = [
     "SegmentationLoss",
     "build_loss",
     "class_sums",
-    "needs_frequencies",
     "resolve_auto",
 ]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from segtrain.config.loss import ClassWeightsConfig, CrossEntropyTerm, DiceTerm, LossConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.combined import SegmentationLoss
-from segtrain.losses.weights import SCHEMES, class_weights
+from segtrain.losses.weights import class_weights
 
 if TYPE_CHECKING:
     from segtrain.data import ClassFrequencies
@@ -31,14 +31,19 @@ def build_loss(
         section: validated section, a plain dict of the same keys, or "auto" (see `resolve_auto`).
         num_classes: C, the channels of the logits.
         ignore_index: label of the pixels that count nowhere.
-        frequencies: of the training data; needed where `needs_frequencies(section)`.
+        frequencies: of the training data; needed for "auto" and for weights derived from them.
         class_names: in class order, for `manual` weights by name, warnings and the table.
 
     Raises:
-        ConfigError: wrong section, missing frequencies, or weights that do not fit the classes.
+        ConfigError: wrong section, missing frequencies, or frequencies, names or weights that do not fit the classes.
     """
     if class_names is not None and len(class_names) != num_classes:
         raise ConfigError(f"class_names holds {len(class_names)} names, expected num_classes = {num_classes}.")
+    if frequencies is not None and len(frequencies.pixels) != num_classes:
+        raise ConfigError(
+            f"the class frequencies hold {len(frequencies.pixels)} classes, the loss has {num_classes}: scan the data "
+            "again with the classes of this configuration."
+        )
     config = _validated(section, frequencies)
     weights = class_weights(
         config.class_weights, num_classes=num_classes, frequencies=frequencies, class_names=class_names
@@ -55,13 +60,6 @@ def build_loss(
         class_names=class_names,
         shares=shares,
     )
-
-
-def needs_frequencies(section: LossConfig | Mapping[str, Any] | str) -> bool:
-    """Say whether `build_loss` needs the class frequencies for this section."""
-    if isinstance(section, str):
-        return True
-    return _validated(section, None).class_weights.scheme in SCHEMES
 
 
 def resolve_auto(frequencies: ClassFrequencies) -> LossConfig:

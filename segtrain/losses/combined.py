@@ -50,7 +50,6 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", class_weights)
         self._groups = _groups(config.terms)
         self.num_reads = len(self._groups)
-        self.step, self.epoch = 0, 0
 
     def forward(
         self,
@@ -158,14 +157,11 @@ class SegmentationLoss(nn.Module):
             reasons.append(f"{', '.join(batch)}: overlaps are taken within each micro-batch (per: image is exact)")
         return "; ".join(reasons) or None
 
-    @property
-    def exact_under_accumulation(self) -> bool:
-        """Whether micro-batches with a `normalizer` give exactly the gradient of the whole window."""
-        return self.inexact_under_accumulation is None
+    def set_progress(self, step: int, epoch: float) -> None:
+        """Hear where training stands, in optimizer steps and epochs done: what every training loss is told.
 
-    def set_progress(self, step: int, epoch: int) -> None:
-        """Tell the loss where training stands (optimizer steps and epochs done), for scheduled weights."""
-        self.step, self.epoch = step, epoch
+        The weights of these terms are constant, so nothing follows from it; a loss with scheduled weights overrides it.
+        """
 
     def describe(self) -> str:
         """Return a plain text of the terms and the derived class weights, in lines of at most 80 columns."""

@@ -28,6 +28,7 @@ class HardExamples:
 
     @classmethod
     def from_config(cls, config: OhemConfig) -> HardExamples:
+        """Take the rule of `loss.ohem`; `min_kept` is 0.05 where it is not given."""
         min_kept = DEFAULT_MIN_KEPT if config.min_kept is None else config.min_kept
         return cls(threshold=config.threshold, min_kept=min_kept, top_k=config.top_k)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,31 +20,37 @@ if TYPE_CHECKING:
     from segtrain.data import ClassFrequencies
 
 Floats = NDArray[np.float64]
-Scheme = Callable[[ClassWeightsConfig, "ClassFrequencies", NDArray[np.bool_]], Floats]
+Mask = NDArray[np.bool_]
 
 
-def inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+class Scheme(Protocol):
+    """Raw weights of the classes that are `present` (bool `[C]`), in their order."""
+
+    def __call__(self, config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats: ...
+
+
+def inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats:
     """1 / f_c: every class weighs the same in the sum over the data (balanced cross entropy)."""
     return 1 / _shares(frequencies, present)
 
 
-def sqrt_inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+def sqrt_inverse(config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats:
     """1 / √f_c: a class 100 times rarer weighs 10 times as much."""
     return 1 / np.sqrt(_shares(frequencies, present))
 
 
-def median_frequency(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+def median_frequency(config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats:
     """median(f') / f'_c, f'_c = n_c / pixels of the images that hold c (Eigen & Fergus 2015)."""
     within = _floats(frequencies.pixels)[present] / _floats(frequencies.image_pixels)[present]
     return np.asarray(np.median(within) / within)
 
 
-def enet(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+def enet(config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats:
     """1 / ln(1.02 + f_c): bounded by 50 (Paszke 2016, ENet)."""
     return np.asarray(1 / np.log(1.02 + _shares(frequencies, present)))
 
 
-def effective_number(config: ClassWeightsConfig, frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+def effective_number(config: ClassWeightsConfig, frequencies: ClassFrequencies, *, present: Mask) -> Floats:
     """(1 − β) / (1 − β^n) (Cui 2019), with n the images that hold the class, or its pixels (`count: pixels`).
 
     β = 1 − 1/median(n) when `auto`: with a fixed one such as 0.9999, pixel counts saturate and all weights are equal.
@@ -87,22 +93,17 @@ def class_weights(
     if config.scheme == "none":
         return None
     if config.scheme == "manual":
-        return torch.tensor(_manual(config, num_classes, class_names), dtype=torch.float64)
+        return torch.tensor(_manual(config, num_classes=num_classes, class_names=class_names), dtype=torch.float64)
     if frequencies is None:
         raise ConfigError(
             f"loss.class_weights.scheme: {config.scheme} needs the class frequencies of the training data, found none: "
             "pass frequencies=scan_frequencies(data) to build_loss, or use scheme: manual with weights."
         )
     pixels = _floats(frequencies.pixels)
-    if pixels.shape != (num_classes,):
-        raise ConfigError(
-            f"the class frequencies hold {pixels.size} classes, the loss has {num_classes}: scan the data again with "
-            "the classes of this configuration."
-        )
     present = pixels > 0
     _report_absent(present, class_names)
     weights = np.zeros(num_classes)
-    weights[present] = _tempered(SCHEMES[config.scheme](config, frequencies, present), config)
+    weights[present] = _tempered(SCHEMES[config.scheme](config, frequencies, present=present), config)
     return torch.from_numpy(weights / np.sum(weights * pixels / pixels.sum()))
 
 
@@ -112,7 +113,7 @@ def _tempered(weights: Floats, config: ClassWeightsConfig) -> Floats:
     return weights if config.max_ratio is None else np.minimum(weights, config.max_ratio * weights.min())
 
 
-def _manual(config: ClassWeightsConfig, num_classes: int, class_names: Sequence[str] | None) -> list[float]:
+def _manual(config: ClassWeightsConfig, *, num_classes: int, class_names: Sequence[str] | None) -> list[float]:
     """Return the given weights in class order."""
     given = config.weights
     assert given is not None
@@ -146,7 +147,7 @@ def _by_name(given: Mapping[str, float], names: list[str]) -> list[float]:
     raise ConfigError(f"loss.class_weights.weights: {'; '.join(problems)}. The classes are {', '.join(names)}.")
 
 
-def _report_absent(present: NDArray[np.bool_], class_names: Sequence[str] | None) -> None:
+def _report_absent(present: Mask, class_names: Sequence[str] | None) -> None:
     if not present.any():
         raise ConfigError(
             "the training data has not one labelled pixel, so no class weights can be derived: check "
@@ -155,14 +156,15 @@ def _report_absent(present: NDArray[np.bool_], class_names: Sequence[str] | None
     absent = [str(c) if class_names is None else class_names[c] for c in np.flatnonzero(~present).tolist()]
     if absent:
         warnings.warn(
-            f"no training pixel of {', '.join(absent)}: weight 0, so nothing is learnt about "
-            f"{'it' if len(absent) == 1 else 'them'}",
+            f"no training pixel of {', '.join(absent)}: class weight 0, so the model learns only not to predict "
+            f"{'it' if len(absent) == 1 else 'them'}. If the masks do hold {'it' if len(absent) == 1 else 'them'}, "
+            "check data.label_map.",
             UserWarning,
             stacklevel=3,
         )
 
 
-def _shares(frequencies: ClassFrequencies, present: NDArray[np.bool_]) -> Floats:
+def _shares(frequencies: ClassFrequencies, present: Mask) -> Floats:
     pixels = _floats(frequencies.pixels)
     return np.asarray(pixels[present] / pixels.sum())
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segtrain.config.loss import LossConfig
 from segtrain.errors import ConfigError, DataError
-from segtrain.losses import build_loss, needs_frequencies, resolve_auto
+from segtrain.losses import build_loss, resolve_auto
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 WEIGHTS = {"scheme": "manual", "weights": [1.0, 2.0, 3.0, 4.0]}
@@ -146,11 +146,13 @@ def test_auto_says_what_it_lacks(frequencies: SimpleNamespace) -> None:
         resolve_auto(frequencies)
 
 
-def test_which_sections_need_frequencies_is_known_beforehand() -> None:
-    assert needs_frequencies("auto")
-    assert needs_frequencies(section("focal", class_weights={"scheme": "enet"}))
-    assert not needs_frequencies(section("focal"))
-    assert not needs_frequencies(section("focal", class_weights=WEIGHTS))
+@pytest.mark.parametrize("loss", ["auto", section("focal"), section("focal", class_weights=WEIGHTS)])
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_frequencies_of_another_number_of_classes_are_refused_whatever_the_loss(
+    frequencies: SimpleNamespace, loss: dict[str, Any] | str, num_classes: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"hold 4 classes, the loss has {num_classes}: scan the data again"):
+        build_loss(loss, num_classes=num_classes, frequencies=frequencies)
 
 
 def test_all_problems_of_a_section_are_reported_at_once() -> None:
@@ -215,7 +217,10 @@ def test_the_weights_travel_with_the_module(frequencies: SimpleNamespace) -> Non
     assert list(torch.load(file, weights_only=True)) == ["class_weights"]
 
 
-def test_progress_is_remembered_for_scheduled_weights() -> None:
-    loss = build_loss(section("dice"), num_classes=4)
-    loss.set_progress(30, 2)
-    assert (loss.step, loss.epoch) == (30, 2)
+def test_progress_in_fractions_of_an_epoch_is_taken_and_changes_nothing(make_batch: MakeBatch) -> None:
+    logits, target = make_batch()
+    loss = build_loss(section("cross_entropy", "dice"), num_classes=4)
+    before, state = loss(logits, target), dict(vars(loss))
+    loss.set_progress(30, 2.5)
+    assert torch.equal(loss(logits, target), before)
+    assert vars(loss) == state
