@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from segtrain.metrics.confusion import ConfusionMatrix
 from segtrain.metrics.prediction import predict_classes
-from segtrain.metrics.scores import Scores, compute_scores, scores, tail_classes
+from segtrain.metrics.scores import MEANS, OVERALL, RATIOS, Scores, compute_scores, score_names, tail_classes
 
-__all__ = ["ConfusionMatrix", "Scores", "compute_scores", "predict_classes", "scores", "tail_classes"]
+__all__ = [
+    "MEANS",
+    "OVERALL",
+    "RATIOS",
+    "ConfusionMatrix",
+    "Scores",
+    "compute_scores",
+    "predict_classes",
+    "score_names",
+    "tail_classes",
+]

@@ -5,29 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from segtrain.metrics.confusion import ConfusionMatrix
 
-RATIOS = ("iou", "dice", "precision", "recall")
+if TYPE_CHECKING:
+    from segtrain.data import ClassFrequencies
+
+MEANS = ("miou", "miou_tail", "miou_selected")  # of the IoU over a group of classes
+OVERALL = ("fwiou", "pixel_accuracy")  # over all pixels
+RATIOS = ("iou", "dice", "precision", "recall")  # of each class, reported as ratio/class
 
 
-class HasPixels(Protocol):
-    """What is needed of class frequencies: the training pixels of each class, [C]."""
-
-    @property
-    def pixels(self) -> Any: ...
+def score_names(class_names: Sequence[str], *, exclude: Sequence[str] = ()) -> list[str]:
+    """Return the names of all numbers that `compute_scores` reports for these classes, in its order."""
+    means = [mean for mean in MEANS if exclude or mean != "miou_selected"]
+    return [*means, *OVERALL, *(f"{ratio}/{name}" for ratio in RATIOS for name in class_names)]
 
 
 @dataclass(frozen=True)
 class Scores:
     """Numbers of one evaluation.
 
-    values: flat {name: number}, NaN where undefined: miou, miou_tail, miou_selected (with `exclude` only),
-    fwiou, pixel_accuracy, and iou/<class>, dice/<class>, precision/<class>, recall/<class>.
+    values: flat {name: number} with the names of `score_names`, NaN where undefined.
     groups: classes (numbers) that each mean is over by definition. counted: how many of them have a
     defined IoU, which are those the mean really averages.
     """
@@ -53,7 +56,7 @@ def compute_scores(
     confusion: ConfusionMatrix,
     class_names: Sequence[str],
     *,
-    frequencies: HasPixels | None = None,
+    frequencies: ClassFrequencies | None = None,
     tail_fraction: float = 1 / 3,
     exclude: Sequence[str] = (),
 ) -> Scores:
@@ -85,20 +88,6 @@ def compute_scores(
         values.update({f"{ratio}/{name}": value for name, value in zip(class_names, per_class, strict=True)})
     counted = {mean: sum(not math.isnan(float(iou[index])) for index in group) for mean, group in groups.items()}
     return Scores(values=values, groups=groups, counted=counted)
-
-
-def scores(
-    confusion: ConfusionMatrix,
-    class_names: Sequence[str],
-    *,
-    frequencies: HasPixels | None = None,
-    tail_fraction: float = 1 / 3,
-    exclude: Sequence[str] = (),
-) -> dict[str, float]:
-    """Return the flat {name: number} of compute_scores."""
-    return compute_scores(
-        confusion, class_names, frequencies=frequencies, tail_fraction=tail_fraction, exclude=exclude
-    ).values
 
 
 def _mean_of_defined(values: Tensor, group: Sequence[int]) -> float:

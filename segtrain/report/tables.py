@@ -13,10 +13,12 @@ from rich.text import Text
 
 from segtrain.drawing import shorten
 from segtrain.engine.evaluate import Evaluation
+from segtrain.metrics import OVERALL, RATIOS
 
 TAIL_MARK = "*"
 UNDEFINED = "–"
-CSV_HEADER = ("class", "iou", "dice", "precision", "recall", "pixels", "images", "tail", "train_pixels")
+CSV_HEADER = ("class", *RATIOS, "pixels", "images", "tail", "train_pixels")
+RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others are headed by their own name
 MEAN_NAMES = {
     "miou": "mean IoU",
     "miou_tail": "mean IoU, tail",
@@ -34,12 +36,12 @@ def class_table(evaluation: Evaluation) -> Group:
     table.title_style = ""
     table.title_justify = "left"
     table.add_column("class", max_width=24, overflow="fold")
-    for heading in ("IoU", "Dice", "precision", "recall", "pixels", "images"):
+    for heading in (*(RATIO_NAMES.get(ratio, ratio) for ratio in RATIOS), "pixels", "images"):
         table.add_column(heading, justify="right", no_wrap=True)
     tail = set(evaluation.groups["miou_tail"])
     for index, row in enumerate(class_rows(evaluation)):
         name = Text(shorten(row["class"], 22) + (f" {TAIL_MARK}" if index in tail else ""))
-        ratios = [_ratio(row[key]) for key in ("iou", "dice", "precision", "recall")]
+        ratios = [_ratio(row[key]) for key in RATIOS]
         table.add_row(name, *ratios, _count(row["pixels"]), _count(row["images"]))
     return Group(table, Text(), means_table(evaluation), Text(), Text(_notes(evaluation)))
 
@@ -65,7 +67,7 @@ def class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     train = None if evaluation.frequencies is None else evaluation.frequencies.pixels
     rows = []
     for index, name in enumerate(evaluation.class_names):
-        ratios = {key: evaluation.scores[f"{key}/{name}"] for key in ("iou", "dice", "precision", "recall")}
+        ratios = {key: evaluation.scores[f"{key}/{name}"] for key in RATIOS}
         counts = {"pixels": support[index], "images": int(evaluation.confusion.images[index])}
         trained = {"tail": index in tail, "train_pixels": None if train is None else int(train[index])}
         rows.append({"class": name, **ratios, **counts, **trained})
@@ -89,7 +91,7 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         }
         for key, group in evaluation.groups.items()
     }
-    others = {key: _null(evaluation.scores[key]) for key in ("fwiou", "pixel_accuracy")}
+    others = {key: _null(evaluation.scores[key]) for key in OVERALL}
     classes = [{key: _null(value) for key, value in row.items()} for row in class_rows(evaluation)]
     return {
         "split": evaluation.split,

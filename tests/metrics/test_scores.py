@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from segtrain.metrics import ConfusionMatrix, compute_scores, scores, tail_classes
+from segtrain.metrics import ConfusionMatrix, compute_scores, score_names, tail_classes
 
 NAMES = ("road", "pole", "sign", "sky")
 
@@ -22,7 +22,7 @@ def confusion() -> ConfusionMatrix:
 
 
 def test_hand_computed_means(confusion: ConfusionMatrix) -> None:
-    found = scores(confusion, NAMES, tail_fraction=0.5, exclude=("road",))
+    found = compute_scores(confusion, NAMES, tail_fraction=0.5, exclude=("road",)).values
     assert found["miou"] == pytest.approx((0.8 + 0.25 + 0) / 3)
     assert found["miou_tail"] == pytest.approx(0.125)
     assert found["miou_selected"] == pytest.approx(0.125)
@@ -57,17 +57,22 @@ def test_tail_rounds_up_and_leaves_out_classes_without_pixels() -> None:
 
 
 def test_nothing_evaluated_is_nan_everywhere() -> None:
-    found = scores(ConfusionMatrix(2), ("a", "b"))
+    found = compute_scores(ConfusionMatrix(2), ("a", "b")).values
     assert found
     assert all(math.isnan(value) for value in found.values())
 
 
-def test_no_selected_mean_without_exclusions(confusion: ConfusionMatrix) -> None:
-    assert "miou_selected" not in scores(confusion, NAMES)
+@pytest.mark.parametrize("exclude", [(), ("road",)])
+def test_the_names_are_those_of_the_numbers_in_their_order(
+    confusion: ConfusionMatrix, exclude: tuple[str, ...]
+) -> None:
+    names = score_names(NAMES, exclude=exclude)
+    assert names == list(compute_scores(confusion, NAMES, exclude=exclude).values)
+    assert ("miou_selected" in names) == bool(exclude)
 
 
 def test_wrong_names_are_refused(confusion: ConfusionMatrix) -> None:
     with pytest.raises(ValueError, match="3 class names for 4 classes"):
-        scores(confusion, NAMES[:3])
+        compute_scores(confusion, NAMES[:3])
     with pytest.raises(ValueError, match="excluded classes"):
-        scores(confusion, NAMES, exclude=("rod",))
+        compute_scores(confusion, NAMES, exclude=("rod",))
