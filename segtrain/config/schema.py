@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,13 +16,15 @@ from pydantic import (
 )
 
 from segtrain.config.loss import LossConfig
-from segtrain.config.sections import Section
+from segtrain.config.sections import NonNegative, Section
 from segtrain.config.transforms import Size, TransformConfig
 
 Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Channel = Annotated[int, Field(ge=0, le=255)]
+
+MAX_CLASSES = 32767  # what class maps of int16 hold
+MAX_MASK_VALUE = 65535  # of 16-bit masks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -92,8 +95,10 @@ class DataConfig(Section):
     @field_validator("classes")
     @classmethod
     def _distinct_names(cls, classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+        if len(classes) > MAX_CLASSES:
+            raise ValueError(f"{len(classes)} classes: at most {MAX_CLASSES} can be told apart")
         names = [entry.name for entry in classes]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise ValueError(f"class names must be distinct, found twice: {', '.join(repeated)}")
         if len(names) == 1:
@@ -101,6 +106,17 @@ class DataConfig(Section):
         if "ignore" in names:
             raise ValueError("'ignore' is the word for pixels that count nowhere: give the class another name")
         return classes
+
+    @field_validator("label_map")
+    @classmethod
+    def _values_of_masks(cls, label_map: dict[int, int | str] | None) -> dict[int, int | str] | None:
+        outside = [raw for raw in label_map or {} if not 0 <= raw <= MAX_MASK_VALUE]
+        if outside:
+            raise ValueError(
+                f"masks hold values from 0 to {MAX_MASK_VALUE}, so none can be {', '.join(map(str, outside[:5]))}: "
+                "the keys are the values in the mask files"
+            )
+        return label_map
 
     @model_validator(mode="after")
     def _labels_agree(self) -> DataConfig:

@@ -1,14 +1,16 @@
-"""The common base of the configuration sections: frozen, strict, nothing unknown."""
+"""What the configuration sections have in common: a base that is frozen, strict and knows all its keys."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 def _tuples(value: Any) -> Any:
-    """Turn lists into tuples, at any depth: a frozen section holds nothing that can change."""
+    """Turn lists into tuples, at any depth: of a frozen section only what is inside its dicts could still change."""
     if isinstance(value, list | tuple):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from pydantic import ValidationError
 
 from segtrain.config import load_config
+from segtrain.config.schema import DataConfig
 from segtrain.errors import ConfigError
 
 Write = Callable[..., str]
@@ -116,6 +118,10 @@ def test_a_wrong_value_is_told_in_one_line_of_words(training_file: Write, more: 
             "data.label_map.a: found the key 'a' (text), expected a whole number",
         ),
         ("{root: r, classes: [a, b], label_map: {0: c}}", "data: label_map[0]: 'c' is not a class"),
+        (
+            "{root: r, classes: [a, b], label_map: {0: a, -1: b, 65536: b}}",
+            "data.label_map: masks hold values from 0 to 65535, so none can be -1, 65536",
+        ),
         ("{root: r, classes: [a, a]}", "data.classes: class names must be distinct"),
         ("{root: r, classes: [a, b], splits: {train: t}}", "data.splits has no 'val'"),
         ("{root: r, classes: {a: 1}}", "data.classes: found {'a': 1} (a mapping), expected a list"),
@@ -131,6 +137,17 @@ def test_a_wrong_data_section_is_told_in_one_line_of_words(training_file: Write,
     assert len(text.splitlines()) == 1
     assert text.startswith("experiment.yaml:1: ")
     assert message in text
+
+
+def test_the_largest_value_of_a_16_bit_mask_has_its_place_in_label_map() -> None:
+    assert DataConfig(root="r", classes=["a", "b"], label_map={0: 0, 65535: "b"}).label_map == {0: 0, 65535: "b"}
+
+
+def test_more_classes_than_int16_numbers_are_refused_before_anything_slow() -> None:
+    names = [f"c{number}" for number in range(32768)]
+    assert len(DataConfig(root="r", classes=names[1:], ignore_index=-1).classes) == 32767
+    with pytest.raises(ValidationError, match="32768 classes: at most 32767 can be told apart"):
+        DataConfig(root="r", classes=names, ignore_index=-1)
 
 
 def test_no_word_of_the_validator_reaches_the_user(training_file: Write) -> None:
