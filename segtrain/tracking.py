@@ -83,10 +83,11 @@ class Tracker:
         with self._failures_explained():
             self._writer.add_image(tag, image, step, dataformats="HWC")
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, step: int, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Show settings and final numbers in TensorBoard's table of runs.
 
         Args:
+            step: optimizer step to which the metrics belong.
             config: flat name (`optimizer.lr`) to value; what is no number or text is written as text, None is left out.
             metrics: name to number, written as `hparam/<name>`; numbers that are not finite are left out.
         """
@@ -97,7 +98,7 @@ class Tracker:
             for summary in hparams_summary(settings, results):  # type: ignore[no-untyped-call]
                 self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
             for key, value in results.items():
-                self._writer.add_scalar(key, value, self._start_step)
+                self._writer.add_scalar(key, value, step)
             self._writer.flush()
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ def test_images_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_hparams_stay_in_the_run(tmp_path: Path) -> None:
     settings = {"optimizer.lr": 1e-3, "train.compile": False, "data.size": (4, 5), "train.ema": None, "name": "x"}
     with Tracker(tmp_path) as tracker:
-        tracker.hparams(settings, {"val/miou": 0.5, "val/iou/car": math.nan})
+        tracker.hparams(3, settings, {"val/miou": 0.5, "val/iou/car": math.nan})
     assert not [path for path in (tmp_path / "tensorboard").iterdir() if path.is_dir()]
     board = events(tmp_path)
     assert [event.value for event in board.Scalars("hparam/val/miou")] == [0.5]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segtrain.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +32,24 @@ def run(args: argparse.Namespace) -> int:
     assert result.evaluation is not None
     console.print(class_table(result.evaluation))
     say(console, f"best checkpoint: {result.best_checkpoint}\n\nNext:")
-    split = "test" if "test" in config.data.splits else "val"
-    images = f"{config.data.root}/{config.data.images}/{config.data.splits[split]}"
-    for command in (
-        f"python tools/evaluate.py {result.folder} --split {split}",
-        f"python tools/visualize.py {result.folder} --split {split}",
-        f"python tools/predict.py {result.folder} {images} --out predictions/{config.name}",
-    ):
+    for command in _next_commands(config, str(result.folder)):
         say(console, f"  {command}")
     return 0
+
+
+def _next_commands(config: Config, folder: str) -> list[str]:
+    """Return the commands that measure, show and use the run, for the split and the images that are there."""
+    from segtrain.data.formats import data_root
+
+    data = config.data
+    images = {split: data_root(data) / data.images / place for split, place in data.splits.items()}
+    if data.layout == "lists":
+        images = {split: data_root(data) / place for split, place in data.splits.items()}
+    split = "test" if "test" in images and images["test"].exists() else "val"
+    commands = [
+        ["python", "tools/evaluate.py", folder, "--split", split],
+        ["python", "tools/visualize.py", folder, "--split", split],
+    ]
+    source = str(images[split]) if data.layout == "folders" else "IMAGES"
+    commands.append(["python", "tools/predict.py", folder, source, "--out", f"predictions/{config.name}"])
+    return [shlex.join(command) for command in commands]

@@ -17,8 +17,10 @@ from segtrain.data import ClassFrequencies
 from segtrain.engine.device import select_device
 from segtrain.errors import CheckpointError
 from segtrain.models import Normalize, build_model
+from segtrain.models.weights import read_file
 
 FORMAT = 1
+CONTENT = ("config", "model", "step", "epoch", "frequencies")
 FOLDER = "checkpoints"
 
 
@@ -77,12 +79,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: give a run folder or a .pt file that training wrote")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen types for broken files
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)[:160]}): it is broken, or not made by segtrain"
-        ) from error
+    payload = read_file(path)
     if not isinstance(payload, dict) or "format" not in payload or "config" not in payload:
         raise CheckpointError(
             f"{path} holds no segtrain checkpoint (no 'format' and 'config'); bare weights go in by model.init_from"
@@ -91,6 +88,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has checkpoint format {payload['format']}, this segtrain {segtrain.__version__} reads {FORMAT}"
         )
+    missing = [key for key in CONTENT if key not in payload]
+    if missing:
+        raise CheckpointError(f"{path} is no whole checkpoint: {', '.join(missing)} is missing in it")
     return payload
 
 
@@ -131,7 +131,7 @@ class LoadedRun:
     model: nn.Module
     normalize: Normalize
     device: torch.device
-    frequencies: ClassFrequencies | None
+    frequencies: ClassFrequencies
     step: int
     epoch: float
 
@@ -141,6 +141,7 @@ def load_run(
 ) -> LoadedRun:
     """Rebuild a trained model offline from a run folder or a checkpoint file.
 
+    `device` auto is the best device of this machine, whatever the model was trained on, unless an override names one.
     Neither pretrained weights nor `init_from` are looked for again: all weights are in the checkpoint.
 
     Raises:
@@ -149,10 +150,10 @@ def load_run(
     path = find_checkpoint(path, which)
     payload = load_checkpoint(path)
     config = parse_config(payload["config"], overrides)
-    target = select_device(device if device != "auto" else config.device)
+    overridden = any(override.startswith("device=") for override in overrides)
+    target = select_device(config.device if overridden and device == "auto" else device)
     model = build_model(config.model, len(config.data.classes), load_weights=False)
-    load_weights(model, payload.get("ema") or payload["model"], path)
-    frequencies = payload.get("frequencies")
+    load_weights(model, payload.get("ema") or payload["model"], path=path)
     return LoadedRun(
         path=path,
         folder=path.parent.parent if path.parent.name == FOLDER else path.parent,
@@ -160,13 +161,13 @@ def load_run(
         model=model.to(target).eval(),
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(target),
         device=target,
-        frequencies=ClassFrequencies.from_dict(frequencies) if frequencies else None,
+        frequencies=ClassFrequencies.from_dict(payload["frequencies"]),
         step=payload["step"],
         epoch=payload["epoch"],
     )
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], *, path: Path) -> None:
     """Load `weights` into `model`, all of them.
 
     Raises:

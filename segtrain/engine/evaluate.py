@@ -16,7 +16,7 @@ from segtrain.console import progress
 from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
-from segtrain.engine.predict import Predictor, device_of, resize_logits
+from segtrain.engine.predict import Predictor, resize_logits
 from segtrain.metrics import ConfusionMatrix, compute_scores, predict_classes
 from segtrain.models import Normalize
 
@@ -29,7 +29,7 @@ class Evaluation:
 
     scores: flat {name: number}, NaN where undefined; see segtrain.metrics.Scores, also for `groups` (classes that
     each mean is over) and `counted` (how many of these have a defined IoU). loss: mean over the valid pixels of the
-    loss of the batches, None without a loss. frequencies: of the training data, None where not known.
+    loss of the images, None without a loss. frequencies: of the training data, None where not known.
     """
 
     confusion: ConfusionMatrix
@@ -65,7 +65,8 @@ def evaluate(
         normalize: images as stored -> normalised floats; default: as config.data.normalize says.
         data: items as EvalDataset gives them; default: the samples of `split` that pass its check.
         frequencies: of the training data: they choose the classes of miou_tail (default: the evaluated masks do).
-        loss: called as loss(logits, target), both at the size of the masks.
+        loss: called as loss(logits, target) for one image at a time, both at the size of the mask. Not with
+            tiles: they are for images whose logits do not fit on the device whole.
         device: default: where the model is. The model is moved there, and stays.
         workers: processes that read images; default: config.data.workers.
         on_image: called for each image, in order of the data, with (index, image as the model saw it [C, H, W],
@@ -82,7 +83,7 @@ def evaluate(
     predictor = Predictor.from_config(config, model=model, normalize=normalize)
     names = config.data.class_names
     confusion = ConfusionMatrix(len(names), ignore_index=config.data.ignore_index)
-    mean_loss = None if loss is None else _MeanLoss(loss, config.data.ignore_index)
+    mean_loss = None if loss is None or predictor.tile else _MeanLoss(loss, config.data.ignore_index)
     num_workers = config.data.workers if workers is None else workers
     loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers)
     shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
@@ -126,7 +127,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _MeanLoss:
-    """Mean of a loss over batches, each weighted by its valid pixels."""
+    """Mean of a loss over images, each weighted by its valid pixels."""
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], ignore_index: int) -> None:
         self._loss = loss
@@ -154,10 +155,11 @@ def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], mean_loss: _
         images = torch.stack([items[position]["image"] for position in positions])
         if mean_loss is None:
             found = predictor.classes(images, size=(size[0], size[1]))
-        else:
-            device = device_of(predictor.model)
-            logits = resize_logits(predictor.logits(images).to(device), size)
-            mean_loss.add(logits, torch.stack([items[position]["target"] for position in positions]).to(device))
-            found = predict_classes(logits).cpu()
-        predictions.update(zip(positions, found, strict=True))
+            predictions.update(zip(positions, found, strict=True))
+            continue
+        # One image at a time: a batch of logits at the size of large masks would be the peak of all memory.
+        for position, small in zip(positions, predictor.logits(images), strict=True):
+            logits = resize_logits(small[None], size)
+            mean_loss.add(logits, items[position]["target"][None].to(logits.device))
+            predictions[position] = predict_classes(logits)[0].cpu()
     return [predictions[position] for position in range(len(items))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ FIXED_ON_RESUME = (
     "data.ignore_index",
     "train.batch_size",
     "train.accumulate",
+    "optimizer.name",
     "seed",
 )
+# how a run is started says nothing about the run
+NOT_REPORTED = ("train.resume", "train.overwrite", "loss", *FIXED_ON_RESUME)
 
 
 def run_folder(config: Config) -> Path:
@@ -28,50 +31,43 @@ def run_folder(config: Config) -> Path:
     return Path(config.output) / config.name
 
 
-def open_run_folder(config: Config) -> dict[str, Any] | None:
-    """Make the run's folder ready and return the checkpoint to go on from, or None for a fresh start.
+def find_resume(config: Config) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from, or None for a fresh start; nothing on the disk changes.
 
     Raises:
-        ConfigError: the folder already holds a run, and neither resume nor overwrite is set.
-        CheckpointError: `train.resume` names a file that is none, or a run of another model or data set.
-        SegtrainError: the folder cannot be made.
+        ConfigError: the folder already holds a run, and neither resume nor overwrite says what to do.
+        CheckpointError: `train.resume` names no checkpoint of this run, or the run had another model or data set.
     """
-    folder = run_folder(config)
+    folder, resume = run_folder(config), config.train.resume
     last = folder / FOLDER / "last.pt"
-    resume = config.train.resume
     if config.train.overwrite and resume != "none":
         raise ConfigError("train.overwrite deletes the run that train.resume would go on with: set only one of them")
-    source = None
-    if resume == "auto":
-        source = last if last.is_file() else None
-    elif resume != "none":
-        source = Path(resume)
-    if source is None and resume == "none" and (folder / "config.yaml").exists():
-        _replace_or_refuse(config, folder)
-    payload = None
-    if source is not None:
-        payload = load_checkpoint(source)
-        _check_same_run(config, payload, source)
-    try:
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SegtrainError(
-            f"cannot make the run folder {folder}: {error.strerror}; choose another with output=..."
-        ) from error
-    remove_leftovers(folder / FOLDER)
+    if resume == "none":
+        _check_free(config, folder)
+        return None
+    if resume == "auto" and not last.is_file():
+        if (folder / FOLDER / "best.pt").exists():
+            raise CheckpointError(
+                f"{last} is gone, but {folder} holds a run: name a checkpoint, or use another name=..."
+            )
+        return None
+    source = last if resume == "auto" else Path(resume)
+    if source.resolve().parent != last.resolve().parent and (folder / "config.yaml").exists():
+        raise ConfigError(f"train.resume={source} would mix with the run in {folder}: give this one another name=...")
+    payload = load_checkpoint(source)
+    _check_same_run(config, payload, source=source)
     return payload
 
 
-def _replace_or_refuse(config: Config, folder: Path) -> None:
-    if not config.train.overwrite:
+def _check_free(config: Config, folder: Path) -> None:
+    if (folder / "config.yaml").exists() and not config.train.overwrite:
         raise ConfigError(
             f"{folder} already holds a run: go on with it by train.resume=auto, start a second one by "
             f"name={config.name}-2, or delete it by train.overwrite=true"
         )
-    shutil.rmtree(folder)
 
 
-def _check_same_run(config: Config, payload: Mapping[str, Any], source: Path) -> None:
+def _check_same_run(config: Config, payload: Mapping[str, Any], *, source: Path) -> None:
     if "training" not in payload:
         raise CheckpointError(
             f"{source} holds weights alone, without the optimizer: resume from last.pt, or start a new run from its "
@@ -90,6 +86,16 @@ def _check_same_run(config: Config, payload: Mapping[str, Any], source: Path) ->
         )
 
 
+def changed_settings(config: Config, payload: Mapping[str, Any]) -> list[str]:
+    """Return `key: before -> now` for each setting that differs from the checkpoint's and may differ."""
+    before, now = dict(_leaves(payload["config"])), dict(_leaves(config_to_dict(config)))
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not key.startswith(NOT_REPORTED)
+    ]
+
+
 def _lookup(config: Mapping[str, Any], key: str) -> Any:
     value: Any = config
     for part in key.split("."):
@@ -97,12 +103,38 @@ def _lookup(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def save_config(config: Config) -> None:
-    """Write the resolved configuration, every key spelt out, as config.yaml into the run's folder."""
-    path = run_folder(config) / "config.yaml"
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield flat `key.path`, value pairs of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Return the configuration as flat `key.path: value` pairs."""
+    return dict(_leaves(config_to_dict(config)))
+
+
+def make_run_folder(config: Config, *, fresh: bool) -> Path:
+    """Make the folder and save the resolved configuration in it; a fresh run deletes what overwrite allows.
+
+    Call it when everything else has been checked and built.
+
+    Raises:
+        SegtrainError: the folder cannot be made or written.
+    """
+    folder = run_folder(config)
+    # the saved file trains the same run again, wherever this one went on from
+    train = config.train.model_copy(update={"resume": "none", "overwrite": False})
+    text = dump_config(config.model_copy(update={"train": train}), full=True)
     try:
-        path.write_text(dump_config(config, full=True), encoding="utf-8")
+        if fresh and config.train.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SegtrainError(
-            f"cannot write {path}: {error.strerror}; free space or choose another output=..."
-        ) from error
+        raise SegtrainError(f"cannot write {folder}: {error.strerror}; choose another place with output=...") from error
+    remove_leftovers(folder / FOLDER)
+    return folder

@@ -12,7 +12,7 @@ from segtrain.errors import ConfigError
 
 RISEN_IOU = 0.05
 COLLAPSED_IOU = 0.005
-PATIENCE_FRACTION = 0.3
+NEVER_RISEN_FROM = 0.3
 PER_CLASS = ("iou", "dice", "precision", "recall")
 
 
@@ -28,6 +28,10 @@ def check_metric_name(config: Config) -> None:
     """Raise ConfigError unless train.best_metric is among `metric_names`."""
     names = metric_names(config)
     wanted = config.train.best_metric
+    if wanted == "val/loss" and config.evaluate.tile is not None:
+        raise ConfigError(
+            "train.best_metric: val/loss is not measured with evaluate.tile: choose val/miou, or no tiles"
+        )
     if wanted in names:
         return
     near = difflib.get_close_matches(wanted, names, n=1)
@@ -38,7 +42,7 @@ def check_metric_name(config: Config) -> None:
     )
 
 
-def record_best(config: Config, state: TrainState, scores: Mapping[str, float]) -> bool:
+def record_best(config: Config, state: TrainState, *, scores: Mapping[str, float]) -> bool:
     """Take an evaluation into `state`; return whether it is the best so far.
 
     An undefined value (NaN) is never the best, unless nothing has been recorded yet.
@@ -47,18 +51,23 @@ def record_best(config: Config, state: TrainState, scores: Mapping[str, float]) 
     value = scores[metric.removeprefix("val/")]
     smaller = metric == "val/loss"
     delta = config.train.early_stopping.min_delta if config.train.early_stopping else 0.0
-    first = state.best_step < 0
-    gain = (
-        math.inf
-        if math.isnan(state.best_value)
-        else (state.best_value - value if smaller else value - state.best_value)
-    )
-    better = first or (not math.isnan(value) and gain > 0)
-    enough = first or (not math.isnan(value) and gain > delta)
-    state.evaluations_without_gain = 0 if enough else state.evaluations_without_gain + 1
+    if _gain(state.gain_value, value, smaller=smaller) > delta:
+        state.gain_value, state.evaluations_without_gain = value, 0
+    else:
+        state.evaluations_without_gain += 1
+    better = state.best_step < 0 or _gain(state.best_value, value, smaller=smaller) > 0
     if better:
         state.best_value, state.best_step = value, state.step
     return better
+
+
+def _gain(before: float, value: float, *, smaller: bool) -> float:
+    """Return by how much `value` is better than `before`: endless where there was none, below 0 where undefined."""
+    if math.isnan(value):
+        return -math.inf
+    if math.isnan(before):
+        return math.inf
+    return before - value if smaller else value - before
 
 
 def should_stop_early(config: Config, state: TrainState) -> bool:
@@ -68,7 +77,7 @@ def should_stop_early(config: Config, state: TrainState) -> bool:
 
 
 def class_warnings(
-    state: TrainState, scores: Mapping[str, float], class_names: Sequence[str], *, progress: float
+    state: TrainState, scores: Mapping[str, float], *, class_names: Sequence[str], progress: float
 ) -> list[str]:
     """Return a warning for each class that has collapsed to 0 or has never risen; each is named once.
 
@@ -94,7 +103,7 @@ def class_warnings(
                 f"class {name!r} has collapsed: IoU {value:.3f} after {best:.3f}. Lower the learning rate or clip the "
                 f"gradient; keep its best checkpoint with train.best_metric=val/iou/{name}"
             )
-        elif progress >= PATIENCE_FRACTION:
+        elif progress >= NEVER_RISEN_FROM:
             messages.append(
                 f"class {name!r} has never risen from 0 (IoU {value:.3f}, {progress:.0%} of the training done). Give "
                 "it more weight (loss: auto, class_weights, a dice term), a higher input resolution, or longer training"

@@ -34,12 +34,16 @@ class Predictor:
 
     @classmethod
     def from_config(cls, config: Config, *, model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Predictor:
-        """Predict as `config` says (sections evaluate and train)."""
+        """Predict as `config` says (sections evaluate and train).
+
+        A model trained in fp16 on a GPU predicts in fp32 on a CPU, which has no fp16 arithmetic worth using.
+        """
+        fits = config.train.precision != "fp16" or device_of(model).type == "cuda"
         return cls(
             model=model,
             normalize=normalize,
             tile=config.evaluate.tile,
-            precision=config.train.precision,
+            precision=config.train.precision if fits else "fp32",
             channels_last=config.train.channels_last,
             batch_size=config.evaluate.batch_size,
         )

@@ -1,12 +1,11 @@
-"""Everything a run needs, made and checked before step 1: data, frequencies, loss, model, optimizer, position."""
+"""Everything a run needs, checked and built before step 1: data, loss, model, optimizer; folder and logs last."""
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import indent
 from typing import Any, cast
 
@@ -14,72 +13,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
-from segtrain.config import Config, config_to_dict, dump_config
+from segtrain.config import Config, dump_config
 from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
-from segtrain.data.frequencies import check_split
-from segtrain.data.loader import Loader, build_train_loader
+from segtrain.data.frequencies import ScanResult, check_split
+from segtrain.data.loader import build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.engine.checkpoint import FOLDER, load_weights
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
-from segtrain.engine.folder import open_run_folder, run_folder, save_config
+from segtrain.engine.folder import changed_settings, find_resume, make_run_folder
 from segtrain.engine.monitor import check_metric_name
-from segtrain.engine.state import Schedule, TrainState, average_model, set_rng_state
+from segtrain.engine.run import Run, make_average, restore
+from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.validation_images import ValidationImages, choose_samples
 from segtrain.errors import ConfigError
 from segtrain.losses import build_loss, resolve_auto
 from segtrain.metrics import tail_classes
 from segtrain.models import Normalize, build_model
-from segtrain.optim import build_optimizer, check_schedule, restore_optimizer
+from segtrain.optim import build_optimizer, check_schedule
 from segtrain.tracking import Tracker
-
-
-@dataclass
-class Run:
-    """The parts of a run; `state` says how far it has come."""
-
-    config: Config
-    folder: Path
-    device: torch.device
-    model: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    normalize: Normalize
-    loss: TrainingLoss
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
-    train_data: TrainDataset
-    val_data: EvalDataset
-    sampler: TrainBatchSampler
-    loader: Loader[dict[str, Tensor]]
-    frequencies: ClassFrequencies
-    schedule: Schedule
-    state: TrainState
-    tracker: Tracker
-    validation_images: ValidationImages
-
-    @property
-    def last_path(self) -> Path:
-        """The checkpoint to go on from."""
-        return self.folder / FOLDER / "last.pt"
-
-    @property
-    def best_path(self) -> Path:
-        """The checkpoint to use."""
-        return self.folder / FOLDER / "best.pt"
-
-    def evaluated_model(self) -> nn.Module:
-        """Return the model whose results count: the averaged one where there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def hparams(self) -> dict[str, Any]:
-        """Return the configuration as flat `key.path: value` pairs."""
-        return _flatten(config_to_dict(self.config))
 
 
 def prepare(
@@ -91,68 +46,66 @@ def prepare(
     val_data: EvalDataset | None,
     console: Console,
 ) -> Run:
-    """Build a run and bring it to the position of its checkpoint; see `segtrain.engine.train` for the arguments."""
+    """Build a run and bring it to the position of its checkpoint; see `segtrain.engine.train` for the arguments.
+
+    Nothing is deleted or written before all else has been checked.
+    """
     device = select_device(config.device)
-    autocast(device, config.train.precision)
-    check_metric_name(config)
-    _check_compiler(config, device)
-    data = _Data.check(config, train_data, val_data, console)
-    frequencies = data.frequencies
+    _check_settings(config, device)
+    payload = find_resume(config)
+    data = _Data.check(config, train_data, val_data, console=console)
     if loss is None:
-        config = _resolve_loss(config, frequencies, console)
-    payload = open_run_folder(config)
+        config = _resolve_loss(config, data.frequencies, console)
+        loss = _build_loss(config, data.frequencies, console)
     torch.manual_seed(config.seed)
-    num_classes = len(config.data.classes)
     if model is None:
-        model = build_model(config.model, num_classes, frequencies=frequencies, load_weights=payload is None)
-        for line in getattr(model, "init_report", ()):
-            say(console, f"weights: {line}")
+        model = _build_model(config, data.frequencies, console=console, load_weights=payload is None)
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    loss = as_training_loss(loss or _build_loss(config, frequencies, console)).to(device)
     sampler = TrainBatchSampler(len(data.train), config.train.batch_size, seed=config.seed)
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
     optimizer = build_optimizer(model, config.optimizer)
-    ema = None if config.train.ema is None else average_model(model, config.train.ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     state = TrainState()
+    if payload is not None:
+        num_samples = len(data.train)
+        state = restore(
+            payload, model=model, optimizer=optimizer, scaler=scaler, num_samples=num_samples, device=device
+        )
+    folder = make_run_folder(config, fresh=payload is None)
     run = Run(
         config=config,
-        folder=run_folder(config),
+        folder=folder,
         device=device,
         model=model,
         forward=torch.compile(model) if config.train.compile else model,
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(device),
-        loss=cast(TrainingLoss, loss),
+        loss=cast(TrainingLoss, as_training_loss(loss).to(device)),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
-        ema=ema,
+        scaler=scaler,
+        ema=make_average(model, config.train.ema, payload),
         train_data=data.train,
         val_data=data.val,
         sampler=sampler,
         loader=build_train_loader(data.train, sampler, workers=config.data.workers, pin_memory=device.type == "cuda"),
-        frequencies=frequencies,
+        frequencies=data.frequencies,
         schedule=schedule,
         state=state,
-        tracker=Tracker(run_folder(config), start_step=0 if payload is None else payload["step"]),
         validation_images=data.validation_images(config),
+        tracker=Tracker(folder, start_step=state.step),
     )
-    if payload is not None:
-        _restore(run, payload)
-        say(console, f"going on from step {run.state.step} of {schedule.total_steps}")
-    save_config(config)
-    _announce(run, console)
+    _announce(run, payload, console)
     return run
 
 
-def _check_compiler(config: Config, device: torch.device) -> None:
-    if (
-        config.train.compile
-        and device.type == "cpu"
-        and shutil.which("g++") is None
-        and shutil.which("clang++") is None
-    ):
+def _check_settings(config: Config, device: torch.device) -> None:
+    """Refuse what can be known to fail before any data is read."""
+    autocast(device, config.train.precision)
+    check_metric_name(config)
+    has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
+    if config.train.compile and device.type == "cpu" and not has_compiler:
         raise ConfigError("train.compile on a CPU needs a C++ compiler (g++ or clang++), and none is on the PATH")
 
 
@@ -164,27 +117,34 @@ class _Data:
     val_counts: NDArray[np.int64]
 
     @classmethod
-    def check(cls, config: Config, train: TrainDataset | None, val: EvalDataset | None, console: Console) -> _Data:
-        """Check both splits whole, and count the classes in them; data that was given takes its place."""
-        scans = {split: check_split(config.data, split) for split in ("train", "val")}
-        for split, scan in scans.items():
-            if scan.problems:
-                text = f"warning: {len(scan.problems)} bad samples of {split} are left out"
-                say(console, text, style="yellow")
-        return cls(
-            train=train or TrainDataset(scans["train"].samples, config.data),
-            val=val or EvalDataset(scans["val"].samples, config.data),
-            frequencies=scans["train"].frequencies,
-            val_counts=scans["val"].counts,
-        )
+    def check(cls, config: Config, train: TrainDataset | None, val: EvalDataset | None, *, console: Console) -> _Data:
+        """Check the configured splits whole and count their classes; data that was given is counted as it is."""
+        if train is None:
+            scan = _scan(config, "train", console)
+            train, frequencies = TrainDataset(scan.samples, config.data), scan.frequencies
+        else:
+            targets = (train.read(index)[1] for index in range(len(train)))
+            num_classes, ignore_index = len(config.data.classes), config.data.ignore_index
+            frequencies = ClassFrequencies.from_targets(targets, num_classes=num_classes, ignore_index=ignore_index)
+        if val is None:
+            scan = _scan(config, "val", console)
+            return cls(train, EvalDataset(scan.samples, config.data), frequencies, scan.counts)
+        return cls(train, val, frequencies, np.zeros((len(val), len(config.data.classes)), np.int64))
 
     def validation_images(self, config: Config) -> ValidationImages:
         """Choose the samples that TensorBoard shows."""
         rare = tail_classes(self.frequencies.pixels, config.evaluate.tail_fraction)
         names = [sample.name for sample in self.val.samples]
-        return ValidationImages(
-            config, names, choose_samples(self.val_counts, rare, config.train.validation_samples), rare
-        )
+        indices = choose_samples(self.val_counts, rare, num_samples=config.train.validation_samples)
+        return ValidationImages(config, names, indices=indices, rare=rare)
+
+
+def _scan(config: Config, split: str, console: Console) -> ScanResult:
+    scan = check_split(config.data, split)
+    if scan.problems:
+        text = f"warning: {len(scan.problems)} bad samples of {split} are left out"
+        say(console, text, style="yellow")
+    return scan
 
 
 def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> Config:
@@ -212,38 +172,29 @@ def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console)
     for warning in caught:
         say(console, f"warning: {warning.message}", style="yellow")
     say(console, loss.describe())
-    if config.train.accumulate > 1 and loss.inexact_under_accumulation:
-        say(console, f"note: {loss.inexact_under_accumulation}")
     return loss
 
 
-def _restore(run: Run, payload: dict[str, Any]) -> None:
-    """Bring every part of the run to where the checkpoint was written."""
-    training = payload["training"]
-    load_weights(run.model, payload["model"], run.last_path)
-    restore_optimizer(run.optimizer, training["optimizer"])
-    run.scaler.load_state_dict(training["scaler"])
-    run.state = TrainState.from_dict(training["state"])
-    if run.ema is not None and payload["ema"] is not None:
-        load_weights(run.ema.module, payload["ema"], run.last_path)
-        run.ema.n_averaged.fill_(training["num_averaged"])
-    set_rng_state(training["rng"], run.device)
+def _build_model(config: Config, frequencies: ClassFrequencies, *, console: Console, load_weights: bool) -> nn.Module:
+    model = build_model(config.model, len(config.data.classes), frequencies=frequencies, load_weights=load_weights)
+    for line in model.init_report:
+        say(console, f"weights: {line}")
+    return model
 
 
-def _announce(run: Run, console: Console) -> None:
+def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> None:
     """Print what is about to happen in a few lines."""
     config, schedule = run.config, run.schedule
     millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     model = f"{config.model.arch}/{config.model.encoder}, {millions:.2f} M parameters"
     say(console, f"{config.name}: {model}, on {run.device}")
-    num_images = config.train.batch_size * schedule.accumulate
+    num_images = run.sampler.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+    if config.train.accumulate > 1 and run.loss.inexact_under_accumulation:
+        say(console, f"note: {run.loss.inexact_under_accumulation}")
+    if payload is None:
+        return
+    say(console, f"going on from step {run.state.step} of {schedule.total_steps}")
+    for change in changed_settings(config, payload):
+        say(console, f"changed since then: {change}", style="yellow")

@@ -1,4 +1,4 @@
-"""A polite stop: SIGINT and SIGTERM set a flag, and the loop ends at a safe place."""
+"""A polite stop: once training steps, SIGINT and SIGTERM set a flag, and the loop ends at a safe place."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Catches SIGINT and SIGTERM while it is entered; the third one in a row interrupts at once."""
+    """Catches SIGINT and SIGTERM while it is entered.
+
+    Before `hold` there is nothing to save, and a signal ends the program at once: KeyboardInterrupt for SIGINT,
+    SystemExit with 143 for SIGTERM. After it a signal sets a flag; the third one interrupts all the same.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._times = 0
+        self._held = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,11 +39,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def hold(self) -> None:
+        """From here on, signals only set the flag."""
+        self._held = True
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         self._times += 1
-        if self._times >= IMPATIENT:
-            raise KeyboardInterrupt
+        if self._held and self._times < IMPATIENT:
+            return
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt
 
     @property
     def requested(self) -> bool:

@@ -22,7 +22,8 @@ class TrainState:
         step: optimizer steps done. The batches read are `step × accumulate`, which gives epoch and position.
         evaluated_step: step of the last finished evaluation.
         best_value, best_step: best value of `train.best_metric` so far, NaN before the first.
-        evaluations_without_gain: for early stopping.
+        gain_value, evaluations_without_gain: for early stopping: the value of the last gain that was large enough, and
+            the evaluations since then.
         skipped_steps: steps left out because the loss or the gradient was not finite.
         best_iou: highest IoU seen so far for each class name.
         warned: classes that were already named in a warning.
@@ -32,6 +33,7 @@ class TrainState:
     evaluated_step: int = -1
     best_value: float = math.nan
     best_step: int = -1
+    gain_value: float = math.nan
     evaluations_without_gain: int = 0
     skipped_steps: int = 0
     best_iou: dict[str, float] = field(default_factory=dict)

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from segtrain.config import Config
 from segtrain.console import make_console, say
 from segtrain.data.dataset import EvalDataset, TrainDataset
-from segtrain.engine.checkpoint import FOLDER, describe_run, load_checkpoint, load_weights, save_checkpoint
+from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights, save_checkpoint
 from segtrain.engine.device import autocast
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
+from segtrain.engine.folder import flat_settings
 from segtrain.engine.meter import Meter
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
-from segtrain.engine.setup import Run, prepare
+from segtrain.engine.run import Run
+from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
-from segtrain.engine.state import rng_state
 from segtrain.errors import SegtrainError
 from segtrain.optim import set_learning_rate
 
@@ -71,7 +72,8 @@ def train(
             default: built from `config.model`.
         loss: what `segtrain.losses.build_loss` returns, or any module `loss(logits, target) -> scalar`; default:
             built from `config.loss`.
-        train_data, val_data: default: the splits `train` and `val` of `config.data`.
+        train_data, val_data: default: the splits `train` and `val` of `config.data`, each file checked before step 1.
+            The classes are counted in the training data that is used.
         console: where progress is shown; default: standard output.
 
     Raises:
@@ -81,34 +83,36 @@ def train(
     console = console or make_console()
     with StopRequest() as stop:
         run = prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
+        stop.hold()
         with run.tracker, closing(run.loader):
-            best = _loop(run, stop, console)
-            if stop.requested:
-                return TrainResult(run.folder, _existing(run.best_path), None, run.state.step, stop.signal)
-            evaluation = best or _evaluate_best(run)
-            run.tracker.hparams(
-                run.hparams(), {f"best/{key}": value for key, value in evaluation.scores.items() if "/" not in key}
-            )
+            try:
+                evaluation = _loop(run, stop, console) or _evaluate_best(run, stop)
+            except torch.OutOfMemoryError as error:
+                raise SegtrainError(OUT_OF_MEMORY) from error
+            except Interrupted:
+                _save_and_tell(run, console)
+                best = run.best_path if run.best_path.is_file() else None
+                return TrainResult(run.folder, best, None, run.state.step, stop.signal)
+            means = {f"best/{key}": value for key, value in evaluation.scores.items() if "/" not in key}
+            run.tracker.hparams(run.state.step, flat_settings(run.config), means)
     return TrainResult(run.folder, run.best_path, evaluation, run.state.step, None)
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
-
-
 def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
-    """Step and evaluate until the end, early stopping or a signal; return the best evaluation seen here."""
+    """Step and evaluate until the end or early stopping; return the best evaluation seen here.
+
+    Raises:
+        Interrupted: a signal came; the step that it came in is done.
+    """
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
     windows = _windows(run)
     meter = Meter()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
-        while not stop.requested:
+        while True:
+            stop.check()
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
-                try:
-                    evaluation = _evaluate(run, stop, display)
-                except Interrupted:
-                    break
+                evaluation = _evaluate(run, stop, display)
                 meter.restart()
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
@@ -122,12 +126,14 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
                 raise SegtrainError(_non_finite_message(run, window))
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
                 _log(run, meter, display)
-    if stop.requested:
-        save_checkpoint(run.last_path, _payload(run))
-        say(console, f"stopped by a signal after step {state.step}; go on with train.resume=auto")
-    elif state.step < schedule.total_steps:
+    if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
+
+
+def _save_and_tell(run: Run, console: Console) -> None:
+    save_checkpoint(run.last_path, run.resume_payload())
+    say(console, f"stopped by a signal after step {run.state.step}; go on with train.resume=auto")
 
 
 def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
@@ -157,39 +163,42 @@ def _step(run: Run, window: list[dict[str, Any]]) -> dict[str, Tensor]:
     targets = [batch["target"].to(device, non_blocking=True) for batch in window]
     normalizer = run.loss.normalizer(targets) if len(window) > 1 else None
     totals: dict[str, Tensor] = {}
-    try:
-        for batch, target in zip(window, targets, strict=True):
-            images = run.normalize(batch["image"].to(device, non_blocking=True))
-            if train.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(device, train.precision):
-                logits = run.forward(images)
-            terms = run.loss.terms(logits, target, normalizer=normalizer)
-            torch.autograd.backward(run.scaler.scale(terms["total"]))
-            for name, value in terms.items():
-                key = "loss" if name == "total" else f"loss_{name}"
-                totals[key] = totals.get(key, 0.0) + value.detach()
-    except torch.OutOfMemoryError as error:
-        raise SegtrainError(OUT_OF_MEMORY) from error
-    totals["grad_norm"] = _apply_gradients(run, totals["loss"])
+    # the forward pass changes BatchNorm's statistics: a step that is left out must leave no trace in them
+    buffers = [buffer.clone() for buffer in run.model.buffers()]
+    for batch, target in zip(window, targets, strict=True):
+        images = run.normalize(batch["image"].to(device, non_blocking=True))
+        if train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(device, train.precision):
+            logits = run.forward(images)
+        terms = run.loss.terms(logits, target, normalizer=normalizer)
+        torch.autograd.backward(run.scaler.scale(terms["total"]))
+        for name, value in terms.items():
+            key = "loss" if name == "total" else f"loss_{name}"
+            totals[key] = totals.get(key, 0.0) + value.detach()
+    totals["grad_norm"] = _apply_gradients(run, totals["loss"], buffers)
     run.state.step += 1
     return totals
 
 
-def _apply_gradients(run: Run, loss: Tensor) -> Tensor:
-    """Clip, update, average; leave the update out where loss or gradient is not finite. Return the gradient's norm."""
+def _apply_gradients(run: Run, loss: Tensor, buffers: list[Tensor]) -> Tensor:
+    """Clip, update, average; where loss or gradient is not finite, leave the step out. Return the gradient's norm.
+
+    Under fp16 such a step also lowers the loss scale.
+    """
     clip = run.config.optimizer.clip_norm
     run.scaler.unscale_(run.optimizer)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
-    # a scaler looks for infinities by itself, lowers its scale and goes on: that is no fault of the data
-    if run.scaler.is_enabled() or bool(torch.isfinite(norm) & torch.isfinite(loss)):
+    if bool(torch.isfinite(norm) & torch.isfinite(loss)):
         run.scaler.step(run.optimizer)
-        run.scaler.update()
         if run.ema is not None:
             run.ema.update_parameters(run.model)
     else:
         run.state.skipped_steps += 1
+        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     return norm.detach()
 
@@ -197,13 +206,37 @@ def _apply_gradients(run: Run, loss: Tensor) -> Tensor:
 def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
     state = run.state
-    save_checkpoint(run.last_path, _payload(run))
+    save_checkpoint(run.last_path, run.resume_payload())
+    evaluation = _evaluate_val(run, stop)
+    state.evaluated_step = state.step
+    scores = dict(evaluation.scores)
+    if evaluation.loss is not None:
+        scores["loss"] = evaluation.loss
+    epoch = run.schedule.epoch(state.step)
+    run.tracker.scalars(state.step, scores, kind="val", epoch=epoch)
+    run.validation_images.log(run.tracker, state.step)
+    better = record_best(run.config, state, scores=scores)
+    loss = f"val loss {scores['loss']:.4f} " if "loss" in scores else ""
+    tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
+    mark = " (best so far)" if better else ""
+    display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{mark}")
+    progress = state.step / run.schedule.total_steps
+    for message in class_warnings(state, scores, class_names=evaluation.class_names, progress=progress):
+        display.say(f"warning: {message}", style="yellow")
+    if better:
+        save_checkpoint(run.best_path, run.best_payload(scores))
+    save_checkpoint(run.last_path, run.resume_payload())
+    return evaluation
+
+
+def _evaluate_val(run: Run, stop: StopRequest) -> Evaluation:
+    """Evaluate the model as it is; raises Interrupted once a signal has come."""
 
     def on_image(index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         stop.check()
         run.validation_images.take(index, image, target, prediction)
 
-    evaluation = evaluate(
+    return evaluate(
         run.config,
         model=run.evaluated_model(),
         normalize=run.normalize,
@@ -213,61 +246,14 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
         device=run.device,
         on_image=on_image,
     )
-    state.evaluated_step = state.step
-    scores = dict(evaluation.scores)
-    if evaluation.loss is not None:
-        scores["loss"] = evaluation.loss
-    epoch = run.schedule.epoch(state.step)
-    run.tracker.scalars(state.step, scores, kind="val", epoch=epoch)
-    run.validation_images.log(run.tracker, state.step)
-    better = record_best(run.config, state, scores)
-    tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
-    mark = " (best so far)" if better else ""
-    head = f"step {state.step} epoch {epoch:.1f}: val loss {scores.get('loss', math.nan):.4f}"
-    display.say(f"{head} mIoU {scores['miou']:.4f}{tail}{mark}")
-    progress = state.step / run.schedule.total_steps
-    for message in class_warnings(state, scores, evaluation.class_names, progress=progress):
-        display.say(f"warning: {message}", style="yellow")
-    if better:
-        save_checkpoint(run.best_path, _payload(run, weights_only=True, scores=scores))
-    save_checkpoint(run.last_path, _payload(run))
-    return evaluation
 
 
-def _evaluate_best(run: Run) -> Evaluation:
+def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:
     """Evaluate the best checkpoint again: after a resume its evaluation is no longer at hand."""
     path = run.best_path if run.best_path.is_file() else run.last_path
     payload = load_checkpoint(path)
-    model = run.evaluated_model()
-    load_weights(model, payload.get("ema") or payload["model"], path)
-    data, frequencies = run.val_data, run.frequencies
-    return evaluate(
-        run.config,
-        model=model,
-        normalize=run.normalize,
-        data=data,
-        frequencies=frequencies,
-        loss=run.loss,
-        device=run.device,
-    )
-
-
-def _payload(run: Run, *, weights_only: bool = False, scores: dict[str, float] | None = None) -> dict[str, Any]:
-    """Return the content of a checkpoint: what `best.pt` needs, and for `last.pt` all that a resume needs."""
-    payload = describe_run(run.config, run.frequencies)
-    payload |= {"step": run.state.step, "epoch": run.schedule.epoch(run.state.step), "scores": scores}
-    if weights_only:
-        return payload | {"model": run.evaluated_model().state_dict()}
-    payload["model"] = run.model.state_dict()
-    payload["ema"] = None if run.ema is None else run.ema.module.state_dict()
-    payload["training"] = {
-        "state": run.state.to_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "num_averaged": 0 if run.ema is None else int(run.ema.n_averaged),
-        "rng": rng_state(run.device),
-    }
-    return payload
+    load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
+    return _evaluate_val(run, stop)
 
 
 def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:

@@ -13,7 +13,7 @@ from segtrain.drawing import palette, panel
 from segtrain.tracking import Tracker
 
 
-def choose_samples(counts: NDArray[np.int64], rare: Sequence[int], num_samples: int) -> tuple[int, ...]:
+def choose_samples(counts: NDArray[np.int64], rare: Sequence[int], *, num_samples: int) -> tuple[int, ...]:
     """Return indices of samples in which the rare classes can be seen.
 
     In turn for each rare class: the sample, not chosen yet, with most of its pixels. What is left is filled with
@@ -41,7 +41,7 @@ def choose_samples(counts: NDArray[np.int64], rare: Sequence[int], num_samples: 
 class ValidationImages:
     """Draws the chosen samples while an evaluation passes over them, and logs each once."""
 
-    def __init__(self, config: Config, names: Sequence[str], indices: Sequence[int], rare: Sequence[int]) -> None:
+    def __init__(self, config: Config, names: Sequence[str], *, indices: Sequence[int], rare: Sequence[int]) -> None:
         self._config = config
         self._names = {index: names[index] for index in indices}
         self._rare = rare

@@ -35,18 +35,18 @@ def test_an_unknown_metric_is_answered_with_a_suggestion() -> None:
 
 def test_the_best_is_the_largest_score_or_the_smallest_loss() -> None:
     state = TrainState()
-    assert [record_best(config(), state, scores(miou=value)) for value in (0.1, 0.3, 0.2)] == [True, True, False]
+    assert [record_best(config(), state, scores=scores(miou=value)) for value in (0.1, 0.3, 0.2)] == [True, True, False]
     state = TrainState()
     cfg = config(best_metric="val/loss")
-    assert [record_best(cfg, state, scores(loss=value)) for value in (1.0, 0.5, 0.7)] == [True, True, False]
+    assert [record_best(cfg, state, scores=scores(loss=value)) for value in (1.0, 0.5, 0.7)] == [True, True, False]
     assert state.best_value == 0.5
 
 
 def test_an_undefined_score_never_replaces_a_real_one() -> None:
     state = TrainState()
-    assert record_best(config(), state, scores())
-    assert record_best(config(), state, scores(miou=0.1))
-    assert not record_best(config(), state, scores())
+    assert record_best(config(), state, scores=scores())
+    assert record_best(config(), state, scores=scores(miou=0.1))
+    assert not record_best(config(), state, scores=scores())
     assert state.best_value == 0.1
 
 
@@ -55,17 +55,25 @@ def test_early_stopping_counts_evaluations_without_enough_gain() -> None:
     state = TrainState()
     stops = []
     for value in (0.50, 0.52, 0.53):
-        record_best(cfg, state, scores(miou=value))
+        record_best(cfg, state, scores=scores(miou=value))
         stops.append(should_stop_early(cfg, state))
     assert stops == [False, False, True]
     assert state.best_value == 0.53
+
+
+def test_small_gains_add_up_to_a_gain() -> None:
+    cfg = config(early_stopping={"patience": 2, "min_delta": 0.05})
+    state = TrainState()
+    for value in (0.50, 0.53, 0.56, 0.59, 0.62):
+        record_best(cfg, state, scores=scores(miou=value))
+        assert not should_stop_early(cfg, state)
 
 
 def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
     state = TrainState()
 
     def warn(value: float) -> list[str]:
-        return class_warnings(state, scores(**{"iou/crack": value}), NAMES, progress=0.1)
+        return class_warnings(state, scores(**{"iou/crack": value}), class_names=NAMES, progress=0.1)
 
     assert warn(0.4) == []
     (message,) = warn(0.0)
@@ -79,10 +87,10 @@ def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
 def test_a_class_that_never_rises_is_named_after_a_third_of_the_training() -> None:
     state = TrainState()
     low = scores(**{"iou/crack": 0.0})
-    assert class_warnings(state, low, NAMES, progress=0.2) == []
-    (message,) = class_warnings(state, low, NAMES, progress=0.4)
+    assert class_warnings(state, low, class_names=NAMES, progress=0.2) == []
+    (message,) = class_warnings(state, low, class_names=NAMES, progress=0.4)
     assert "'crack' has never risen" in message
 
 
 def test_a_class_without_pixels_is_not_warned_about() -> None:
-    assert class_warnings(TrainState(), scores(**{"iou/crack": math.nan}), NAMES, progress=1.0) == []
+    assert class_warnings(TrainState(), scores(**{"iou/crack": math.nan}), class_names=NAMES, progress=1.0) == []

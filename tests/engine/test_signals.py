@@ -27,6 +27,7 @@ SECONDS_TO_START = 120
 def test_a_signal_sets_a_flag_and_the_old_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
+        stop.hold()
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
@@ -37,11 +38,21 @@ def test_a_signal_sets_a_flag_and_the_old_handlers_come_back() -> None:
 
 
 def test_the_third_ctrl_c_interrupts_at_once() -> None:
-    with StopRequest():
+    with StopRequest() as stop:
+        stop.hold()
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_before_the_first_step_a_signal_ends_the_program_at_once() -> None:
+    with StopRequest():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 128 + signal.SIGTERM
 
 
 def write_config(config: Config, path: Path) -> Path:

@@ -157,6 +157,80 @@ def test_a_second_run_of_the_same_name_is_refused_until_told_what_to_do(
     assert weights(config)["step"] == 1
 
 
+def test_overwrite_deletes_nothing_before_the_new_run_is_known_to_be_valid(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module]
+) -> None:
+    config = tiny_config()
+    run(config, tiny_net())
+    before = weights(config)["model"]
+    with pytest.raises(ConfigError, match="resnet81"):
+        run(tiny_config(train={"overwrite": True}, model={"encoder": "resnet81"}))
+    too_long = {"name": "adamw", "lr": 0.1, "schedule": {"name": "poly", "warmup_steps": 99}}
+    with pytest.raises(ConfigError, match="warmup_steps"):
+        run(tiny_config(train={"overwrite": True}, optimizer=too_long), tiny_net())
+    assert same(before, weights(config)["model"])
+
+
+def test_a_run_is_never_continued_in_the_folder_of_another(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
+    first, second = tiny_config(name="first"), tiny_config(name="second")
+    run(first, tiny_net())
+    run(second, tiny_net())
+    source = Path(first.output) / "first" / "checkpoints" / "last.pt"
+    with pytest.raises(ConfigError, match="would mix with the run in"):
+        run(tiny_config(name="second", train={"resume": str(source)}), tiny_net())
+    result, _ = run(tiny_config(name="third", train={"steps": 3, "resume": str(source)}), tiny_net())
+    assert result.step == 3
+
+
+def test_resume_reports_changed_settings_and_refuses_another_optimizer(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module]
+) -> None:
+    run(tiny_config(), tiny_net())
+    faster = tiny_config(train={"steps": 3, "resume": "auto"}, optimizer={"lr": 0.5})
+    _, text = run(faster, tiny_net())
+    assert "changed since then: optimizer.lr: 0.001 -> 0.5" in text
+    assert "changed since then: train.steps: 2 -> 3" in text
+    assert weights(faster)["training"]["optimizer"]["param_groups"][0]["initial_lr"] == 0.5
+    other = tiny_config(train={"steps": 4, "resume": "auto"}, optimizer={"name": "sgd", "lr": 0.1})
+    with pytest.raises(CheckpointError, match=r"optimizer\.name was 'adamw' and is 'sgd'"):
+        run(other, tiny_net())
+
+
+def test_resume_refuses_data_of_another_size(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], folder_dataset: Callable[..., Any]
+) -> None:
+    run(tiny_config(), tiny_net())
+    other = folder_dataset(splits={"train": 7, "val": 1}, name="other")
+    moved = tiny_config(data={"root": str(other.root)}, train={"steps": 3, "resume": "auto"})
+    with pytest.raises(CheckpointError, match="has 7 samples, and had 10"):
+        run(moved, tiny_net())
+
+
+def test_the_saved_config_neither_resumes_nor_overwrites(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
+    from segtrain.config import load_config
+
+    result, _ = run(tiny_config(train={"overwrite": True}), tiny_net())
+    saved = load_config(result.folder / "config.yaml")
+    assert saved.train.overwrite is False
+    assert saved.train.resume == "none"
+
+
+def test_given_data_takes_the_place_of_the_configured_splits(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], folder_dataset: Callable[..., Any]
+) -> None:
+    from segtrain.data.dataset import EvalDataset, TrainDataset
+    from segtrain.data.formats import find_samples
+
+    other = parse_config(folder_dataset(splits={"train": 3, "val": 1}, name="other").config)
+    train_data = TrainDataset(find_samples(other.data, "train").samples, other.data)
+    val_data = EvalDataset(find_samples(other.data, "val").samples, other.data)
+    config = tiny_config(loss="auto", data={"root": "/nowhere"})
+    result, text = run(config, tiny_net(), train_data=train_data, val_data=val_data)
+    assert "3 training and 1 validation images" in text
+    assert result.evaluation.num_images == 1
+    assert weights(config)["frequencies"]["num_images"] == 3
+
+
 def test_resume_refuses_another_model_and_names_the_keys(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
     run(tiny_config(), tiny_net())
     changed = tiny_config(train={"resume": "auto", "batch_size": 5}, seed=3)
@@ -197,6 +271,35 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny_config: MakeConf
     run(config, Poisoned(tiny_net(), range(2, 3)))
     assert weights(config)["training"]["state"]["skipped_steps"] == 1
     assert all(torch.isfinite(value).all() for value in weights(config)["model"].values())
+
+
+class Spike(nn.Module):
+    """Multiplies its input by a number that can be set to infinity for one forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.factor
+
+
+def test_a_step_left_out_leaves_no_trace_in_batchnorm(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
+    spike, count = Spike(), [0]
+    model = tiny_net()
+    model.norm = nn.Sequential(spike, nn.BatchNorm2d(8))
+
+    def set_factor(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        count[0] += int(module.training)
+        spike.factor = math.inf if module.training and count[0] == 2 else 1.0
+
+    spike.register_forward_pre_hook(set_factor)
+    config = tiny_config(train={"steps": 4, "ema": 0.9})
+    run(config, model)
+    last = weights(config)
+    assert last["training"]["state"]["skipped_steps"] == 1
+    for part in ("model", "ema"):
+        assert all(torch.isfinite(value).all() for value in last[part].values())
 
 
 def test_a_loss_that_stays_not_finite_stops_and_names_the_images(

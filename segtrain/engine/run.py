@@ -1,0 +1,126 @@
+"""A run: its parts, and the way of all of them into a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segtrain.config import Config
+from segtrain.data import ClassFrequencies
+from segtrain.data.dataset import EvalDataset, TrainDataset
+from segtrain.data.loader import Loader
+from segtrain.data.sampling import TrainBatchSampler
+from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
+from segtrain.engine.custom_loss import TrainingLoss
+from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
+from segtrain.engine.validation_images import ValidationImages
+from segtrain.errors import CheckpointError
+from segtrain.models import Normalize
+from segtrain.optim import restore_optimizer
+from segtrain.tracking import Tracker
+
+
+@dataclass
+class Run:
+    """The parts of a run; `state` says how far it has come."""
+
+    config: Config
+    folder: Path
+    device: torch.device
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    normalize: Normalize
+    loss: TrainingLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    train_data: TrainDataset
+    val_data: EvalDataset
+    sampler: TrainBatchSampler
+    loader: Loader[dict[str, Tensor]]
+    frequencies: ClassFrequencies
+    schedule: Schedule
+    state: TrainState
+    tracker: Tracker
+    validation_images: ValidationImages
+
+    @property
+    def last_path(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / FOLDER / "last.pt"
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint to use."""
+        return self.folder / FOLDER / "best.pt"
+
+    def evaluated_model(self) -> nn.Module:
+        """Return the model whose results count: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def best_payload(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        """Return what `best.pt` holds: the weights whose results count, and these results."""
+        return self._description() | {"model": self.evaluated_model().state_dict(), "scores": dict(scores)}
+
+    def resume_payload(self) -> dict[str, Any]:
+        """Return what `last.pt` holds: all that `restore` needs."""
+        training = {
+            "state": self.state.to_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+            "num_samples": len(self.train_data),
+            "rng": rng_state(self.device),
+        }
+        averaged = None if self.ema is None else self.ema.module.state_dict()
+        return self._description() | {"model": self.model.state_dict(), "ema": averaged, "training": training}
+
+    def _description(self) -> dict[str, Any]:
+        epoch = self.schedule.epoch(self.state.step)
+        return describe_run(self.config, self.frequencies) | {"step": self.state.step, "epoch": epoch}
+
+
+def restore(
+    payload: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    num_samples: int,
+    device: torch.device,
+) -> TrainState:
+    """Bring model, optimizer, loss scale and random numbers to where the checkpoint was written; return the counters.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another model, optimizer or number of training samples.
+    """
+    path = Path("last.pt")
+    training = payload["training"]
+    if training["num_samples"] != num_samples:
+        raise CheckpointError(
+            f"cannot go on: the training data has {num_samples} samples, and had {training['num_samples']} when the "
+            "run was stopped. Restore the data, or start a new run (name=...) from its weights with model.init_from"
+        )
+    load_weights(model, payload["model"], path=path)
+    restore_optimizer(optimizer, training["optimizer"])
+    if scaler.is_enabled() and training["scaler"]:
+        scaler.load_state_dict(training["scaler"])
+    set_rng_state(training["rng"], device)
+    return TrainState.from_dict(training["state"])
+
+
+def make_average(model: nn.Module, decay: float | None, payload: Mapping[str, Any] | None) -> AveragedModel | None:
+    """Return the averaged model where there is a decay: as in the checkpoint, or else starting from `model`."""
+    if decay is None:
+        return None
+    averaged = average_model(model, decay)
+    if payload is not None and payload["ema"] is not None:
+        load_weights(averaged.module, payload["ema"], path=Path("last.pt"))
+        averaged.n_averaged.fill_(payload["training"]["num_averaged"])
+    return averaged
