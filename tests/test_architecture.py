@@ -15,6 +15,7 @@ REPOSITORY = PACKAGE.parent
 ROOMS = (
     ("errors",),
     ("console",),
+    ("files", "machine"),
     ("config",),
     ("distributed",),
     ("kernels",),

@@ -23,12 +23,15 @@ def positive(text: str) -> int:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the run, --checkpoint and --device."""
+    """Declare the run, --checkpoint, --device and --tile."""
     parser.add_argument("run", help="a run's folder, such as runs/quickstart, or a checkpoint file")
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="which one of the run's folder; default: best"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>; default: auto")
+    parser.add_argument(
+        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
+    )
 
 
 def open_run(args: argparse.Namespace, *, overrides: Sequence[str] = ()) -> tuple[LoadedRun, Config]:

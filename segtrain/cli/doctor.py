@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from segtrain.machine import usable_cores
+
 GIB = 2**30
 MIN_DISK_GIB = 2
 MIN_SHARED_GIB = 1
@@ -101,8 +103,7 @@ def check_devices() -> list[Finding]:
 
 def check_cores() -> list[Finding]:
     """Report the cores that this process may use: what data.workers should not exceed."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [Finding("cores", f"{usable} usable of {os.cpu_count()}")]
+    return [Finding("cores", f"{usable_cores()} usable of {os.cpu_count()}")]
 
 
 def check_disk(folder: Path) -> list[Finding]:

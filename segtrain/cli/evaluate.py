@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segtrain.cli.arguments import add_run_arguments, open_run, positive
+from segtrain.cli.arguments import add_run_arguments, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,19 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--split", default="val", help="split of the data set to measure on; default: val")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: <run folder>/evaluation/<split>")
-    parser.add_argument(
-        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
-    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as evaluate.batch_size=2")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the files; return 0."""
-    import csv
-    import json
-
     from segtrain.console import make_console, say
     from segtrain.engine.evaluate import evaluate
+    from segtrain.files import write_csv, write_json
     from segtrain.report.confusion_plot import save_confusion_plot
     from segtrain.report.tables import class_table, csv_rows, metrics_json
 
@@ -39,11 +34,9 @@ def run(args: argparse.Namespace) -> int:
         frequencies=loaded.frequencies,
         show_progress=True,
     )
-    out.mkdir(parents=True, exist_ok=True)
     content = {"checkpoint": str(loaded.path), "step": loaded.step, "epoch": loaded.epoch, **metrics_json(evaluation)}
-    (out / "metrics.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (out / "classes.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(csv_rows(evaluation))
+    write_json(out / "metrics.json", content)
+    write_csv(out / "classes.csv", csv_rows(evaluation))
     title = f"{config.name}, step {loaded.step}, {args.split}"
     save_confusion_plot(out / "confusion.png", evaluation.confusion, evaluation.class_names, title=title)
     console = make_console()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segtrain.cli.arguments import add_run_arguments, open_run, positive
+from segtrain.cli.arguments import add_run_arguments, open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist in --out")
     parser.add_argument(
-        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="key=value",
+        help="change a setting of the run, such as evaluate.batch_size=2; may be given several times",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist in --out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     sources = find_images(args.images, out=args.out)
     if not args.overwrite:
         check_outputs(sources, args.out)
-    loaded, config = open_run(args)
+    loaded, config = open_run(args, overrides=args.overrides)
     predictor = Predictor.from_config(config, model=loaded.model, normalize=loaded.normalize)
     written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
     console = make_console()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segtrain.errors import ConfigError
+from segtrain.cli.arguments import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.on_bad=skip")
     parser.add_argument("--split", default="train", help="a key of data.splits; default: train")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one for each core, 16 at most")
+    parser.add_argument("--workers", type=positive, metavar="N", help="threads; default: one for each core, 16 at most")
     parser.add_argument("--verify", action="store_true", help="trust no earlier scan, and decode images as a whole")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor write the cache")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <output>/scan/<name>/<split>")
@@ -21,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write frequencies.json, images.csv and classes.png; return 0."""
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, found {args.workers}")
     from segtrain.config import load_config
     from segtrain.console import make_console, say
     from segtrain.data.frequencies import check_split
@@ -36,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     for line in report.summary_lines(result, names):
         say(console, line)
     folder: Path = args.out or Path(config.output) / "scan" / config.name / args.split
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(folder / "frequencies.json", result, names, split=args.split)
+    report.write_frequencies(folder / "frequencies.json", result, names, split=args.split)
     report.write_index(folder / "images.csv", result, names)
     title = f"{config.name}: {args.split}"
     report.write_chart(folder / "classes.png", result.frequencies, names, title=title)

@@ -15,9 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="A,B", help="classes to look at; default: the rarest in training")
     parser.add_argument("--worst", type=positive, default=20, metavar="N", help="how many images; default: 20")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: <run folder>/visualization/<split>")
-    parser.add_argument(
-        "--tile", type=positive, nargs=2, metavar=("H", "W"), help="predict in overlapping tiles of this size"
-    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=/data/camvid")
 
 
@@ -31,10 +28,9 @@ def run(args: argparse.Namespace) -> int:
 
     loaded, config = open_run(args, overrides=args.overrides)
     names = config.data.class_names
-    wanted = None if args.classes is None else args.classes
     scan = check_split(config.data, args.split)
     rarest = scan.frequencies if loaded.frequencies is None else loaded.frequencies
-    classes = choose_classes(wanted, names, pixels=rarest.pixels, tail_fraction=config.evaluate.tail_fraction)
+    classes = choose_classes(args.classes, names, pixels=rarest.pixels, tail_fraction=config.evaluate.tail_fraction)
     data = EvalDataset(scan.samples, config.data, split=args.split)
     found = find_worst(
         config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from segtrain.data.inspection import Inspector
 from segtrain.data.masks import LabelRules, suggest_binary_map
 from segtrain.data.scan_cache import Entry, ScanCache, Signature, signature_of
 from segtrain.errors import DataError
+from segtrain.machine import usable_cores
 
 Counts = NDArray[np.int64]
 SMALL_SET = 64  # below this many files, threads cost more than they save
@@ -156,7 +156,7 @@ def check_split(
             of 0 and 255 throughout, in training for two classes, without a label_map.
     """
     listing = find_samples(data, split)
-    store = ScanCache(data, split, LabelRules.from_config(data))
+    store = ScanCache(data, split, rules=LabelRules.from_config(data))
     look = _Look(data, store.load() if cache and not verify else {}, verify=verify)
     shown = show_progress(f"scan {split}", len(listing.samples)) if progress else nullcontext(lambda count: None)
     with shown as advance:
@@ -227,8 +227,7 @@ def _advancing(found: Iterable[Inspection], advance: Callable[[int], None]) -> I
 def _num_workers(workers: int | None, num_samples: int) -> int:
     if workers is not None:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if num_samples < SMALL_SET else min(cores, MAX_WORKERS)
+    return 1 if num_samples < SMALL_SET else min(usable_cores(), MAX_WORKERS)
 
 
 def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:

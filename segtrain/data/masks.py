@@ -229,7 +229,8 @@ class LabelRules:
 
     def _advice(self, values: NDArray[np.intp]) -> str:
         if self.mapping is not None:
-            return f"data.label_map knows {some(sorted(self.mapping), limit=MAX_VALUES_SHOWN)}: add them as a class or 'ignore'"
+            known = some(sorted(self.mapping), limit=MAX_VALUES_SHOWN)
+            return f"data.label_map knows {known}: add them as a class or 'ignore'"
         if set(values.tolist()) <= {0, 255}:
             return f"write data.label_map: {suggest_binary_map(self.names)}"
         if 0 not in values and values[0] == 1 and self.num_classes in values:

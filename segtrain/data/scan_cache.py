@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from contextlib import suppress
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from segtrain.config.schema import DataConfig
 from segtrain.data.formats import Sample, data_root
 from segtrain.data.masks import LabelRules
+from segtrain.errors import SegtrainError
+from segtrain.files import write_whole
 
 CACHE_VERSION = 1  # raise it when the scan counts or checks in another way
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -48,7 +50,7 @@ def signature_of(sample: Sample) -> Signature | None:
 class ScanCache:
     """The cache file of one split under one set of rules."""
 
-    def __init__(self, data: DataConfig, split: str, rules: LabelRules) -> None:
+    def __init__(self, data: DataConfig, split: str, *, rules: LabelRules) -> None:
         root = data_root(data).resolve()
         self._file = f"scan-{_key(data, split, rules)}.npz"
         self._num_counts = rules.num_classes + 1
@@ -81,25 +83,13 @@ class ScanCache:
             "signatures": np.array([entry.signature for entry in entries.values()], np.int64).reshape(-1, 4),
             "counts": np.array([entry.counts for entry in entries.values()], np.int64).reshape(-1, self._num_counts),
         }
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
         for folder in self._folders:
-            with suppress(OSError):  # read-only or full: the next run scans again
-                return _write(folder / self._file, arrays)
+            with suppress(SegtrainError):  # read-only or full: the next run scans again
+                write_whole(folder / self._file, content.getvalue())
+                return folder / self._file
         return None
-
-
-def _write(path: Path, arrays: dict[str, NDArray[np.generic]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-            stream.close()
-            temporary.chmod(0o644)  # private to begin with, while others may share the data
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return path
 
 
 def _key(data: DataConfig, split: str, rules: LabelRules) -> str:

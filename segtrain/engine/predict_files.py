@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +17,15 @@ from PIL import Image
 
 from segtrain.config import Config
 from segtrain.console import progress
+from segtrain.data.formats import image_files
 from segtrain.data.headers import SUFFIXES, FileProblem
 from segtrain.data.masks import read_image
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import colorize, overlay, palette
 from segtrain.engine.predict import Predictor
-from segtrain.errors import DataError
+from segtrain.errors import DataError, listing
+from segtrain.files import write_json, write_whole
 
-MAX_LISTED = 20
 JPEG_QUALITY = 90
 
 
@@ -70,14 +69,10 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
 
 
 def _images_below(folder: Path, out: Path) -> list[Source]:
-    found = []
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        own = out.resolve() != folder.resolve() and path.resolve().is_relative_to(out.resolve())
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden and not own:
-            found.append(Source(path, inner.with_name(path.stem).as_posix()))
-    return found
+    paths = sorted(image_files(folder))
+    if out.resolve() != folder.resolve():
+        paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
+    return [Source(path, path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
 
 
 def _check_names(sources: Sequence[Source]) -> None:
@@ -87,8 +82,10 @@ def _check_names(sources: Sequence[Source]) -> None:
     clashes = [" and ".join(map(str, paths)) for paths in by_name.values() if len(paths) > 1]
     if clashes:
         raise DataError(
-            _listing(
-                "names under which two images would be written", clashes, "predict them into different --out folders"
+            listing(
+                f"names under which two images would be written: {len(clashes)}; "
+                "predict them into different --out folders",
+                clashes,
             )
         )
 
@@ -99,7 +96,7 @@ def check_outputs(sources: Sequence[Source], out: Path) -> None:
     existing = [str(path) for path in [*wanted, out / "classes.json", out / "manifest.json"] if path.exists()]
     if existing:
         advice = "nothing was written; choose another --out, or replace them with --overwrite"
-        raise DataError(_listing(f"files that exist in {out}", existing, advice))
+        raise DataError(listing(f"files that exist in {out}: {len(existing)}; {advice}", existing))
 
 
 def write_predictions(
@@ -117,7 +114,7 @@ def write_predictions(
     colors = palette(len(config.data.classes), [entry.color for entry in config.data.classes])
     problems: list[str] = []
     entries: list[dict[str, Any]] = []
-    _write(out / "classes.json", _json(describe_classes(config, colors)))
+    write_json(out / "classes.json", describe_classes(config, colors))
     with progress("predicting", len(sources)) as advance:
         for batch in _batches(sources, config, predictor.batch_size, problems):
             predictions = _predict(batch, config, predictor)
@@ -125,10 +122,10 @@ def write_predictions(
                 _write_masks(source.outputs(out), image, prediction, colors)
                 entries.append(_entry(source, image.shape[:2], out))
                 advance(1)
-    _write(out / "manifest.json", _json({"checkpoint": str(checkpoint), "images": entries}))
+    write_json(out / "manifest.json", {"checkpoint": str(checkpoint), "images": entries})
     if problems:
         done = f"the other {len(entries)} were written" if entries else "nothing was written"
-        raise DataError(_listing("images that could not be read", problems, done))
+        raise DataError(listing(f"images that could not be read: {len(problems)}; {done}", problems))
     return len(entries)
 
 
@@ -192,9 +189,9 @@ def _write_masks(
         index = Image.fromarray(prediction.astype(np.uint16))
         painted = Image.fromarray(colorize(prediction, colors, ignore_index=-1))
     mixed = Image.fromarray(overlay(image, prediction, colors, ignore_index=-1))
-    _write(index_path, _encoded(index, "PNG"))
-    _write(palette_path, _encoded(painted, "PNG"))
-    _write(overlay_path, _encoded(mixed, "JPEG", quality=JPEG_QUALITY))
+    write_whole(index_path, _encoded(index, "PNG"))
+    write_whole(palette_path, _encoded(painted, "PNG"))
+    write_whole(overlay_path, _encoded(mixed, "JPEG", quality=JPEG_QUALITY))
 
 
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -215,23 +212,3 @@ def _entry(source: Source, size: tuple[int, ...], out: Path) -> dict[str, Any]:
         "width": size[1],
         **{key: path.relative_to(out).as_posix() for key, path in files.items()},
     }
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a run that is stopped leaves no half masks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _listing(what: str, items: Sequence[str], advice: str) -> str:
-    more = [f"  ... and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
-    return "\n".join([f"{what}: {len(items)}; {advice}", *(f"  {item}" for item in items[:MAX_LISTED]), *more])

@@ -9,12 +9,11 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from segtrain.drawing import shorten
 from segtrain.metrics import ConfusionMatrix
+from segtrain.report.figure import new_figure, plain, save_png
 
 ANNOTATED_CLASSES = 20
 NAMED_CLASSES = 60
@@ -32,9 +31,7 @@ def save_confusion_plot(path: Path, confusion: ConfusionMatrix, class_names: Seq
     """Write the row-normalised matrix as PNG, with numbers up to 20 classes and names up to 60."""
     num_classes = len(class_names)
     side = min(24.0, 3.0 + 0.55 * num_classes)
-    # A figure of its own, without pyplot: no window system is asked for, and nothing stays in a global list.
-    figure = Figure(figsize=(side + 1.5, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 1.5, side, dpi=120)
     axes = figure.add_subplot()
     shares = row_shares(confusion)
     colors = mpl.colormaps["Blues"].with_extremes(bad="0.92")
@@ -42,16 +39,16 @@ def save_confusion_plot(path: Path, confusion: ConfusionMatrix, class_names: Seq
     figure.colorbar(
         shown, ax=axes, fraction=0.046, label="% of the target's pixels", format=PercentFormatter(1, symbol=None)
     )
-    axes.set_title(_plain(title))
+    axes.set_title(plain(title))
     axes.set_xlabel("prediction")
     axes.set_ylabel("target")
     if num_classes <= NAMED_CLASSES:
-        names = [_plain(shorten(name, 18)) for name in class_names]
+        names = [plain(shorten(name, 18)) for name in class_names]
         axes.set_xticks(range(num_classes), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(num_classes), names)
     if num_classes <= ANNOTATED_CLASSES:
         _annotate(axes, shares)
-    figure.savefig(path, dpi=120)
+    save_png(path, figure)
 
 
 def _annotate(axes: Axes, shares: npt.NDArray[np.float64]) -> None:
@@ -66,8 +63,3 @@ def _percent(share: float) -> str:
     if share == 0:
         return "0"
     return "<.1" if share < 0.0005 else "100" if share == 1 else f"{min(share, 0.9994) * 100:.1f}"
-
-
-def _plain(text: str) -> str:
-    """Return text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,9 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from segtrain.config import Config
-from segtrain.console import progress
+from segtrain.console import make_console, progress, say
 from segtrain.data.dataset import EvalDataset
 from segtrain.drawing import ERROR_COLORS, ERROR_NAMES, palette, panel
+from segtrain.files import write_json, write_whole
 from segtrain.report.worst import Worst, WorstImage
 
 ERROR_MEANINGS = {
@@ -31,7 +33,6 @@ def write_gallery(worst: Worst, out: Path, *, data: EvalDataset, config: Config,
     Panels that an earlier call left in `out` (panels.json lists them) are removed first.
     """
     _remove_earlier(out)
-    (out / "panels").mkdir(parents=True, exist_ok=True)
     entries = []
     with progress("drawing", len(worst.images)) as advance:
         for rank, image in enumerate(worst.images, start=1):
@@ -40,9 +41,10 @@ def write_gallery(worst: Worst, out: Path, *, data: EvalDataset, config: Config,
             entries.append(_entry(image, rank, file, size))
             advance(1)
     record = {"checkpoint": str(checkpoint), "step": step, "split": worst.split, "panels": entries}
-    (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / RECORD, record)
     page = out / "index.html"
-    page.write_text(_page(worst, entries, config=config, checkpoint=checkpoint, step=step), encoding="utf-8")
+    text = _page(worst, entries, config=config, checkpoint=checkpoint, step=step)
+    write_whole(page, text.encode("utf-8", "backslashreplace"))
     return page
 
 
@@ -64,7 +66,9 @@ def _write_panel(path: Path, image: WorstImage, worst: Worst, *, data: EvalDatas
         caption=describe(image),
         ignore_index=config.data.ignore_index,
     )
-    Image.fromarray(picture).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
     return picture.shape[1], picture.shape[0]
 
 
@@ -107,6 +111,13 @@ def _remove_earlier(out: Path) -> None:
     record = out / RECORD
     if not record.is_file():
         return
-    for entry in json.loads(record.read_text(encoding="utf-8")).get("panels", []):
-        file = out / "panels" / Path(entry["file"]).name
-        file.unlink(missing_ok=True)
+    try:
+        files = [str(entry["file"]) for entry in json.loads(record.read_text(encoding="utf-8"))["panels"]]
+    except (ValueError, LookupError, TypeError):
+        say(
+            make_console(stderr=True),
+            f"{record} is damaged: what an earlier call left in {out / 'panels'} is unknown, and stays there",
+        )
+        return
+    for file in files:
+        (out / "panels" / Path(file).name).unlink(missing_ok=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
 from segtrain.data.frequencies import ClassFrequencies, ScanResult
+from segtrain.drawing import shorten
+from segtrain.files import write_csv, write_json
+from segtrain.report.figure import new_figure, plain, save_png
 
 RARE_SHARE = 0.01
-FREQUENT_COLOUR, RARE_COLOUR = "#0072B2", "#D55E00"  # colour-blind safe (Okabe & Ito)
+FREQUENT_COLOR, RARE_COLOR = "#0072B2", "#D55E00"  # colour-blind safe (Okabe & Ito)
 INCHES_PER_CLASS = 0.24
 DOTS_PER_INCH = 110
 MAX_INCHES = 65000 / DOTS_PER_INCH  # matplotlib draws at most 2^16 dots a side
@@ -61,7 +60,7 @@ def percent(share: float) -> str:
     return np.format_float_positional(value, precision=2, fractional=False)
 
 
-def write_json(path: Path, result: ScanResult, names: Sequence[str], *, split: str) -> None:
+def write_frequencies(path: Path, result: ScanResult, names: Sequence[str], *, split: str) -> None:
     """Counts, shares and bad files, under the names of the classes."""
     frequencies = result.frequencies
     ratio = frequencies.imbalance_ratio
@@ -74,16 +73,14 @@ def write_json(path: Path, result: ScanResult, names: Sequence[str], *, split: s
         "imbalance_ratio": None if np.isnan(ratio) else ratio,
         "problems": [{"file": str(file), "reason": reason} for file, reason in result.problems],
     }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def write_index(path: Path, result: ScanResult, names: Sequence[str]) -> None:
     """One line for each image: its name, its files and its pixels of each class."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["name", "image", "mask", *names, "ignored"])
-        for sample, counts in zip(result.samples, result.counts.tolist(), strict=True):
-            writer.writerow([sample.name, sample.image, sample.mask, *counts])
+    rows = zip(result.samples, result.counts.tolist(), strict=True)
+    lines = [[sample.name, sample.image, sample.mask, *counts] for sample, counts in rows]
+    write_csv(path, [["name", "image", "mask", *names, "ignored"], *lines])
 
 
 def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str], *, title: str) -> None:
@@ -91,14 +88,13 @@ def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str],
     order = np.argsort(-frequencies.pixels, kind="stable")
     percents = 100 * frequencies.share[order]
     height = min(INCHES_PER_CLASS * len(names) + 1.3, MAX_INCHES)
-    figure = Figure(figsize=(9, height), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, height, dpi=DOTS_PER_INCH)
     axes = figure.add_subplot()
     smallest = percents[percents > 0].min(initial=100)
     left, right = min(0.1, smallest / 3), 1000  # the smallest bar has a length, the longest room for its label
     rows = np.arange(len(names))
-    colours = [RARE_COLOUR if value < 100 * RARE_SHARE else FREQUENT_COLOUR for value in percents]
-    axes.barh(rows, np.maximum(percents, left), color=colours, height=0.72)
+    colors = [RARE_COLOR if value < 100 * RARE_SHARE else FREQUENT_COLOR for value in percents]
+    axes.barh(rows, np.maximum(percents, left), color=colors, height=0.72)
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for row, number in enumerate(order.tolist()):
         label, end = _bar_label(frequencies, number), max(float(percents[row]), left)
@@ -106,7 +102,7 @@ def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str],
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks(rows, [_short(names[number]) for number in order], fontsize=8)
+    axes.set_yticks(rows, [plain(shorten(names[number], 30)) for number in order], fontsize=8)
     ticks = [tick for tick in axes.get_xticks() if left <= tick <= 100]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
@@ -115,8 +111,8 @@ def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str],
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(f"{_plain(title)}\n{_chart_summary(frequencies)}", fontsize=10, loc="left")
-    figure.savefig(path)
+    axes.set_title(f"{plain(title)}\n{_chart_summary(frequencies)}", fontsize=10, loc="left")
+    save_png(path, figure)
 
 
 def _bar_label(frequencies: ClassFrequencies, number: int) -> str:
@@ -129,11 +125,3 @@ def _bar_label(frequencies: ClassFrequencies, number: int) -> str:
 def _chart_summary(frequencies: ClassFrequencies) -> str:
     ratio, ignored = frequencies.imbalance_ratio, percent(frequencies.ignored_share)
     return f"{frequencies.num_images:,} images, imbalance ratio {ratio:,.1f}, {ignored} % of the pixels ignored"
-
-
-def _short(name: str) -> str:
-    return _plain(name if len(name) <= 30 else f"{name[:29]}…")
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would read it as mathematics

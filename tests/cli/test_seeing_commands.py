@@ -80,6 +80,14 @@ def test_predict_never_overwrites_unless_told_to(trained: Path, capsys: pytest.C
     assert np.asarray(Image.open(index)).shape == (24, 32)
 
 
+def test_predict_takes_settings_and_tiles(trained: Path, tmp_path: Path) -> None:
+    image = tmp_path / "dataset" / "images" / "test" / "scene_00.png"
+    command = ["predict", str(trained), str(image), "--out", str(tmp_path / "out"), "--tile", "16", "16"]
+    assert main([*command, "--set", "data.max_pixels=10", "--set", "evaluate.batch_size=1"]) == 2
+    assert main([*command, "--set", "evaluate.batch_size=1", "--overwrite"]) == 0
+    assert (tmp_path / "out" / "index" / "scene_00.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,11 +97,15 @@ def test_predict_never_overwrites_unless_told_to(trained: Path, capsys: pytest.C
         (["evaluate", "RUN", "--device", "gpu"], "device"),
         (["evaluate", "RUN", "evaluate.batchsize=1"], "did you mean 'batch_size'?"),
         (["evaluate", "nowhere"], "nowhere does not exist"),
-        (["visualize", "RUN", "--classes", "dots"], "'dots' is not a class; did you mean 'dot'?"),
+        (
+            ["visualize", "RUN", "--classes", "dots"],
+            "'dots' is not a class; classes: background, block, dot; did you mean 'dot'?",
+        ),
         (["visualize", "RUN", "--worst", "0"], "whole number of at least 1"),
         (["predict", "RUN", "nowhere.png", "--out", "OUT"], "nowhere.png: no such file or folder"),
         (["predict", "RUN", "EMPTY", "--out", "OUT"], "no images in this folder"),
         (["predict", "RUN", "EMPTY"], "required: --out"),
+        (["predict", "RUN", "IMAGES", "--out", "OUT", "--set", "evaluate.batchsize=1"], "did you mean 'batch_size'?"),
     ],
 )
 def test_wrong_arguments_get_one_clear_answer(
@@ -101,6 +113,7 @@ def test_wrong_arguments_get_one_clear_answer(
 ) -> None:
     (tmp_path / "empty").mkdir()
     names = {"RUN": str(trained), "EMPTY": str(tmp_path / "empty"), "OUT": str(tmp_path / "out")}
+    names["IMAGES"] = str(tmp_path / "dataset" / "images" / "test")
     assert main([names.get(word, word) for word in arguments]) == 2
     told = capsys.readouterr().err
     assert message in told

@@ -177,6 +177,15 @@ def test_own_outputs_and_hidden_files_are_no_inputs(tmp_path: Path) -> None:
     assert [source.name for source in found] == ["a"]
 
 
+def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    add_image(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    found = find_images([tmp_path / "in"], out=tmp_path / "out")
+    assert [source.name for source in found] == ["linked/a"]
+
+
 def test_nothing_to_predict_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images in this folder"):

@@ -119,7 +119,7 @@ def test_classes_are_named_or_the_rarest() -> None:
     assert choose_classes(None, **choose) == (3, 1)
     assert choose_classes(" stain, crack,stain ", **choose) == (2, 1)
     assert choose_classes("a,b", ["a,b", "a"], pixels=[1, 1], tail_fraction=0.5) == (0,)
-    with pytest.raises(ConfigError, match="'crak' is not a class; did you mean 'crack'"):
+    with pytest.raises(ConfigError, match=r"'crak' is not a class; classes: .*; did you mean 'crack'"):
         choose_classes("crak", **choose)
     with pytest.raises(ConfigError, match="names no class"):
         choose_classes(" , ", **choose)
@@ -175,6 +175,19 @@ def test_panels_of_an_earlier_page_are_removed_and_other_files_left(config: Conf
     write(config, out, num_worst=1)
     assert sorted(path.name for path in (out / "panels").iterdir()) == ["001_none_a.png", "mine.png"]
     assert [entry["name"] for entry in json.loads((out / "panels.json").read_text())["panels"]] == ["none#a"]
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"panels": [1]}', '{"panels": [{"name": "a"}]}'])
+def test_a_damaged_record_deletes_nothing_and_is_told(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], record: str
+) -> None:
+    out = tmp_path / "out"
+    write(config, out)
+    (out / "panels.json").write_text(record)
+    write(config, out, num_worst=1)
+    assert len(list((out / "panels").iterdir())) == 4
+    assert "panels.json is damaged" in capsys.readouterr().err
+    assert len(json.loads((out / "panels.json").read_text())["panels"]) == 1
 
 
 def test_panels_show_misses_in_their_colour(config: Config, tmp_path: Path) -> None:
