@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from segtrain import __version__
-from segtrain.errors import ConfigError, SegtrainError
+from segtrain.errors import ConfigError, SegtrainError, suggest
 
 # command: its line in the help. The modules segtrain/cli/<command>.py are imported when they are asked for.
 COMMANDS = {
@@ -25,6 +25,19 @@ COMMANDS = {
     "doctor": "check this machine: versions, devices, disk, shared memory",
 }
 
+# Of files that the message names; others keep their traceback, which shows what was going on.
+PLAIN_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -47,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_gone():
             return EXIT_BROKEN_PIPE
-        return _fail(f"{error.strerror or error}{_about(error)}")
+        if not _can_be_put_right(error):
+            raise
+        return _fail(f"{error.strerror}{_about(error)}")
     return code
 
 
@@ -60,9 +75,7 @@ def _run(arguments: list[str]) -> int:
     if command.startswith("-"):
         return _parse(parser, arguments)[1]
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"unknown command {command!r}; {hint}commands: {', '.join(COMMANDS)}")
+        raise ConfigError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}{suggest(command, COMMANDS)}")
     module = importlib.import_module(f"segtrain.cli.{command}")
     return _run_command(command, module, arguments[1:])
 
@@ -87,8 +100,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith(prefix):
             words = message.removeprefix(prefix).split()
             options = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(words[0].partition("=")[0], options, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = suggest(words[0].partition("=")[0], options)
             message = f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)}{hint}"
         raise ConfigError(f"{message} (see: {self.prog} --help)")
 
@@ -119,6 +131,13 @@ def _parse(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace | 
 def _fail(message: str, *, code: int = EXIT_USER_ERROR) -> int:
     sys.stderr.write(f"error: {message}\n")
     return code
+
+
+def _can_be_put_right(error: OSError) -> bool:
+    """Whether the message says all: a disk that is full, or a file that is missing or may not be touched."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return error.filename is not None and error.errno in PLAIN_ERRORS
 
 
 def _about(error: OSError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from segtrain.config.annotations import (
     union_members,
 )
 from segtrain.config.source import Node, Place, Problem
+from segtrain.errors import suggest
 
 _MAX_SHOWN = 60
 
@@ -161,9 +161,7 @@ def _wrong_name(spot: _Spot) -> tuple[tuple[Any, ...], str]:
         return path, f"missing; expected one of: {', '.join(names)}"
     if not isinstance(node.value, str):
         return path, f"found {show(node)}; expected one of: {', '.join(names)}"
-    return path, f"unknown name {node.value!r}{suggest(node.value, names)}; valid names: {', '.join(names)}".replace(
-        "?;", "?"
-    )
+    return path, f"unknown name {node.value!r}; valid names: {', '.join(names)}{suggest(node.value, names)}"
 
 
 def _unknown_key(spot: _Spot, schema: type[BaseModel]) -> str:
@@ -189,13 +187,6 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
             if section is not None:
                 keys += _all_keys(section, f"{prefix}{name}.")
     return list(dict.fromkeys(keys))
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """Return "; did you mean 'x'?" for the closest of `known`, or nothing."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lower), n=1, cutoff=0.6)
-    return f"; did you mean {lower[close[0]]!r}?" if close else ""
 
 
 def wrong_value(value: Any, annotation: Any) -> str:

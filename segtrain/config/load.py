@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from segtrain.config.explain import explain
 from segtrain.config.merge import apply_overrides, merge
 from segtrain.config.schema import Config
 from segtrain.config.source import MAX_BYTES, Node, Place, Problem, node_from_plain, read_yaml
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, closest, some
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -139,8 +138,8 @@ def _read_file(path: Path, problems: list[Problem]) -> Node:
 def _missing(path: Path) -> str:
     siblings = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     stems = {sibling.rpartition(".")[0]: sibling for sibling in siblings}
-    close = difflib.get_close_matches(path.stem, stems, n=1)
-    hint = f"; did you mean {path.parent / stems[close[0]]}?" if close else ""
-    if not hint and siblings:
-        hint = f"; {path.parent} holds: {', '.join(siblings[:10])}"
+    meant = closest(path.stem, stems)
+    if meant is not None:
+        return f"{path}: no such file; did you mean '{path.parent / stems[meant]}'?"
+    hint = f"; {path.parent} holds: {some(siblings, limit=10)}" if siblings else ""
     return f"{path}: no such file{hint}"

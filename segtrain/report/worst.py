@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import difflib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from segtrain.config import Config
 from segtrain.data.dataset import EvalDataset
 from segtrain.engine.evaluate import evaluate
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import ConfigError, DataError, suggest
 from segtrain.metrics import ConfusionMatrix, tail_classes
 
 
@@ -65,9 +64,7 @@ def choose_classes(
     # A class name may hold a comma itself: the whole text is tried first.
     for name in [wanted] if wanted in names else [part.strip() for part in wanted.split(",") if part.strip()]:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"--classes: {name!r} is not a class; {hint}classes: {', '.join(names)}")
+            raise ConfigError(f"--classes: {name!r} is not a class; classes: {', '.join(names)}{suggest(name, names)}")
         if names.index(name) not in chosen:
             chosen.append(names.index(name))
     if not chosen:

@@ -67,16 +67,16 @@ def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown command 'trian'; did you mean 'train'? commands: train, evaluate"),
+        (["trian"], "doctor, probe; did you mean 'train'?"),
         (["xyzzy"], "unknown command 'xyzzy'; commands: train, evaluate"),
-        (["--verson"], "unknown argument --verson; did you mean --version? (see: segtrain --help)"),
+        (["--verson"], "unknown argument --verson; did you mean '--version'? (see: segtrain --help)"),
         (["probe"], "the following arguments are required: config"),
-        (["probe", "a.yaml", "--spilt", "val"], "did you mean --split? (see: segtrain probe --help)"),
+        (["probe", "a.yaml", "--spilt", "val"], "did you mean '--split'? (see: segtrain probe --help)"),
         (
             ["probe", "a.yaml", "--workers", "two"],
             "argument --workers: invalid int value: 'two' (see: segtrain probe --help)",
         ),
-        (["probe", "a.yaml", "--work", "2"], "did you mean --workers?"),
+        (["probe", "a.yaml", "--work", "2"], "did you mean '--workers'?"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(
@@ -106,9 +106,9 @@ def test_options_and_overrides_may_stand_in_any_order(command: Callable[..., Non
         (ConfigError("a.yaml:3: wrong"), 2, "error: a.yaml:3: wrong\n"),
         (DataError("two\nlines"), 2, "error: two\nlines\n"),
         (OSError(28, "No space left on device", "runs/x.pt"), 2, "error: No space left on device: runs/x.pt\n"),
-        (OSError("odd"), 2, "error: odd\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "error: No such file or directory: a.txt\n"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device\n"),
         (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C\n"),
-        (BrokenPipeError(32, "Broken pipe"), 2, "error: Broken pipe\n"),
     ],
 )
 def test_errors_become_lines_and_exit_codes(
@@ -119,9 +119,21 @@ def test_errors_become_lines_and_exit_codes(
     assert capsys.readouterr().err == message
 
 
-def test_our_own_mistakes_keep_their_traceback(command: Callable[..., None]) -> None:
-    command(_raiser(ZeroDivisionError("ours")))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("ours"),
+        OSError("odd"),
+        OSError(5, "Input/output error", "a.txt"),
+        FileNotFoundError(2, "No such file or directory"),
+        BrokenPipeError(32, "Broken pipe"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+    ids=repr,
+)
+def test_our_own_mistakes_keep_their_traceback(command: Callable[..., None], error: Exception) -> None:
+    command(_raiser(error))
+    with pytest.raises(type(error)):
         main(["probe", "a.yaml"])
 
 

@@ -66,7 +66,7 @@ def test_wrong_training_files(tell: Tell, command: str, text: str, message: str)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tarin", "x.yaml"], "unknown command 'tarin'; did you mean 'train'?"),
+        (["tarin", "x.yaml"], "doctor; did you mean 'train'?"),
         (["train"], "required: config"),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such file; . holds: x.yaml"),
         (["train", "x.yaml", "train.epochs"], "expected key.path=value"),
@@ -76,7 +76,7 @@ def test_wrong_training_files(tell: Tell, command: str, text: str, message: str)
         ),
         (["train", "x.yaml", "--resume"], "unknown argument --resume"),
         (["scan", "x.yaml", "--split", "tset"], "tset"),
-        (["scan", "x.yaml", "--workers", "0"], "--workers must be at least 1, found 0"),
+        (["scan", "x.yaml", "--workers", "0"], "--workers: expected a whole number of at least 1, found '0'"),
         (["train", "dataset"], "dataset: is a folder; expected a YAML file"),
     ],
 )

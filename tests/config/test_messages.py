@@ -41,17 +41,17 @@ model:
 
 EXPECTED = """\
 m.yaml:3: data.classes.1.color.2: found 300 (a whole number), expected a whole number of at least 0 and at most 255
-m.yaml:6: data.train_transforms.1.name: unknown name 'horizontal_flp'; did you mean 'horizontal_flip'? valid names:
+m.yaml:6: data.train_transforms.1.name: unknown name 'horizontal_flp'; valid names: random_scale, crop,
 m.yaml:7: data.train_transforms.2.name: missing; expected one of: random_scale, crop,
 m.yaml:8: data.ignore_idx: unknown key; did you mean 'ignore_index'?
 m.yaml:9: data.on_bad: found 'Eror' (text), expected one of: error, skip; did you mean 'error'?
 m.yaml:12: loss.terms.0.weight: found -1 (a whole number), expected a number of at least 0
 m.yaml:12: loss.terms.0.dice: unknown key; expected one of: weight,
-m.yaml:13: loss.terms.1.name: unknown name 'focl'; did you mean 'focal'? valid names: cross_entropy, focal, dice
+m.yaml:13: loss.terms.1.name: unknown name 'focl'; valid names: cross_entropy, focal, dice
 m.yaml:14: loss.class_weights.weights.bg: found -1 (a whole number), expected a number of at least 0
 m.yaml:15: loss.ohem.threshold: found 1.5 (a number), expected a number above 0 and at most 1 or null
 m.yaml:15: loss.ohem.min_kept: found 0 (a whole number), expected a whole number of at least 1, a number above
-m.yaml:16: optimizer.name: unknown name 'adam'; did you mean 'adamw'? valid names: adamw, sgd
+m.yaml:16: optimizer.name: unknown name 'adam'; valid names: adamw, sgd; did you mean 'adamw'?
 m.yaml:18: train.epochs: found 'no' (text), expected a whole number of at least 1 or null
 m.yaml:19: train.batch_size: found 2.5 (a number), expected a whole number of at least 1
 m.yaml:20: tran: unknown key; did you mean 'train'?
