@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from segtrain.config.schema import ModelConfig
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, suggest
 from segtrain.models.network import SegmentationModel
 from segtrain.models.weights import load_encoder, load_matching
 
@@ -29,7 +29,7 @@ FIXED_PARAMS = frozenset(
 )
 # Arguments that pass on to timm encoders. A list, because others (checkpoint_path, pretrained_cfg) would fetch files.
 TIMM_PARAMS = frozenset({"img_size", "dynamic_img_size", "strict_img_size", "drop_rate", "drop_path_rate"})
-# What wrong values raise deep inside smp, timm and torch.
+# What wrong values raise deep inside smp, timm and torch: caught around their code alone, never around ours.
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 SMALLEST_SHARE = 1e-6
 
@@ -139,6 +139,8 @@ def _construct(model: ModelConfig, num_classes: int, *, hub_weights: str | None)
             f"model.encoder_weights: {hub_weights!r} of {model.encoder} cannot be fetched ({_cause(error)}): check the "
             "network, or give a local file of the encoder's weights, or null"
         ) from error
+    except torch.OutOfMemoryError:
+        raise
     except BUILD_ERRORS as error:
         raise ConfigError(_refusal(model, error)) from error
 
@@ -170,6 +172,8 @@ def _try(
         try:
             with torch.enable_grad():
                 logits = network(torch.zeros(1, model.in_channels, *size))
+        except torch.OutOfMemoryError:
+            raise
         except BUILD_ERRORS as error:
             causes.append(error)
             continue
@@ -184,7 +188,7 @@ def _try(
 
 def _architecture(name: str) -> type[nn.Module]:
     if name.lower() not in ARCHITECTURES:
-        raise ConfigError(f"model.arch: {name!r} is unknown{_meant(name, ARCHITECTURES)}; {_listed(ARCHITECTURES)}")
+        raise ConfigError(f"model.arch: {name!r} is unknown; {_listed(ARCHITECTURES)}{suggest(name, ARCHITECTURES)}")
     return ARCHITECTURES[name.lower()]
 
 
@@ -220,8 +224,8 @@ def _check_hub_weights(encoder: str, weights: str) -> None:
     if weights not in names:
         variant = "; other variants are named by the encoder: tu-<name>.<tag>" if encoder.startswith("tu-") else ""
         raise ConfigError(
-            f"model.encoder_weights: {encoder} has no {weights!r}{_meant(weights, names)}; {_listed(names)}, null or "
-            f"a local file{variant}"
+            f"model.encoder_weights: {encoder} has no {weights!r}; {_listed(names)}, null or a local file{variant}"
+            f"{suggest(weights, names)}"
         )
     if encoder.startswith("tu-") and not timm.is_model_pretrained(encoder[3:]):
         raise ConfigError(f"model.encoder_weights: timm has no weights for {encoder}: give null or a local file")
@@ -236,8 +240,8 @@ def _params(model: ModelConfig, architecture: type[nn.Module]) -> dict[str, Any]
             raise ConfigError(f"model.params.{name} is set by segtrain: drop it; {_listed(known)}")
         if name not in known:
             raise ConfigError(
-                f"model.params.{name}: {model.arch} with {model.encoder} has no such argument{_meant(name, known)}; "
-                f"{_listed(known)}"
+                f"model.params.{name}: {model.arch} with {model.encoder} has no such argument; {_listed(known)}"
+                f"{suggest(name, known)}"
             )
     if architecture is not smp.DPT or not is_timm or {"img_size", "dynamic_img_size"} & set(model.params):
         return dict(model.params)
@@ -270,11 +274,6 @@ def _plain(value: Any) -> Any:
 def _cause(error: Exception | str) -> str:
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, str) else f"{type(error).__name__}: {text}"
-
-
-def _meant(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -123,11 +123,6 @@ class SegmentationModel(nn.Module):
         """Parameters of the encoder, frozen ones too."""
         return self.encoder.parameters()
 
-    def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of all but the encoder, frozen ones too."""
-        encoder = {id(parameter) for parameter in self.encoder.parameters()}
-        return (parameter for parameter in self.parameters() if id(parameter) not in encoder)
-
     def train(self, mode: bool = True) -> SegmentationModel:
         """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
@@ -151,7 +146,8 @@ class SegmentationModel(nn.Module):
             [N, K, H, W], K the number of classes; a view where the images were padded.
 
         Raises:
-            ConfigError: the images have another number of channels, or the network cannot take them.
+            ConfigError: the images have another number of channels, too few values for a BatchNorm in training, or
+            another size than the one that the encoder is made for.
         """
         if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             found = list(images.shape)
@@ -161,7 +157,10 @@ class SegmentationModel(nn.Module):
         try:
             return self._padded(images)
         except (AssertionError, ValueError) as error:
-            raise ConfigError(self._refusal(images, error)) from error
+            reason = _explain(error, images)
+            if not reason:
+                raise
+            raise ConfigError(reason) from error
 
     def _padded(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -173,16 +172,6 @@ class SegmentationModel(nn.Module):
 
     def _padding(self, size: int, least: int) -> int:
         return max(-size % self.stride, least - size)
-
-    def _refusal(self, images: Tensor, error: Exception) -> str:
-        cause = " ".join(str(error).split())
-        if "more than 1 value per channel" in cause:
-            return (
-                f"the network has a BatchNorm over one value per channel, which cannot be trained: a batch of "
-                f"{images.shape[0]} image(s) of {images.shape[2]}x{images.shape[3]} is too small; "
-                "give larger images, train.batch_size of at least 2, or model.freeze: [batchnorm]"
-            )
-        return f"the network refuses images of shape {list(images.shape)}: {cause}"
 
     def _batch_norms(self) -> list[_BatchNorm]:
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
@@ -197,3 +186,17 @@ class SegmentationModel(nn.Module):
             for module in modules:
                 module.requires_grad_(False)
         self.train(self.training)
+
+
+def _explain(error: Exception, images: Tensor) -> str:
+    """Say what to do about an error that the size of the images causes; empty for any other, which may be ours."""
+    cause = " ".join(str(error).split())
+    if "more than 1 value per channel" in cause:  # torch
+        return (
+            f"the network has a BatchNorm over one value per channel, which cannot be trained: a batch of "
+            f"{images.shape[0]} image(s) of {images.shape[2]}x{images.shape[3]} is too small; "
+            "give larger images, train.batch_size of at least 2, or model.freeze: [batchnorm]"
+        )
+    if "doesn't match model" in cause:  # timm
+        return f"the encoder is made for images of one size and refuses {list(images.shape)}: {cause}"
+    return ""

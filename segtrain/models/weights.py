@@ -10,16 +10,31 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch  # comes with segmentation-models-pytorch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from segtrain.errors import CheckpointError, ConfigError
+from segtrain.errors import CheckpointError, ConfigError, some
 
 # What wrappers put before names: DistributedDataParallel, torch.compile, our own module, timm's feature extractors, ...
 WRAPPERS = ("module.", "_orig_mod.", "network.")
 ENCODER_WRAPPERS = (*WRAPPERS, "model.", "encoder.", "backbone.")
 # Under these keys, training frameworks keep the state dict in their checkpoints.
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "network")
+
+# What the unpickler and the container formats raise for what a damaged file holds.
+DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def read_file(path: Path) -> Any:
@@ -35,9 +50,7 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"{path} does not exist: expected a file of weights; relative to {Path.cwd()}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load  # comes with segmentation-models-pytorch
-
-            return load(path.read_bytes())
+            return safetensors.torch.load(path.read_bytes())
         with warnings.catch_warnings():
             # Files of other pickle protocols load, or are refused below: no news for the user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -49,9 +62,7 @@ def read_file(path: Path) -> Any:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
-    except Exception as error:
-        if not _is_damage(error):
-            raise
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path} is damaged or not a file of weights ({type(error).__name__}: {_first_line(error)}): fetch it again"
         ) from error
@@ -105,15 +116,15 @@ def load_encoder(encoder: nn.Module, path: Path, *, name: str, in_channels: int)
     if len(missing) * 2 > len(wanted):
         raise ConfigError(
             f"model.encoder_weights: {path} has {len(wanted) - len(missing)} of the {len(wanted)} tensors of encoder "
-            f"{name} (names and sizes); it has {_some(list(sources))}, the encoder wants {_some(missing)}: "
-            "give the file of this very encoder"
+            f"{name} (names and sizes); it has {some(list(sources), limit=4)}, the encoder wants "
+            f"{some(missing, limit=4)}: give the file of this very encoder"
         )
     report.append(f"{path.name}: {len(wanted) - len(missing)} of {len(wanted)} tensors of the encoder taken")
     left = [key for key in sources if key not in taken and not key.endswith("num_batches_tracked")]
     if missing:
-        report.append(f"{path.name}: not in the file or of another size, start at random: {_some(missing)}")
+        report.append(f"{path.name}: not in the file or of another size, start at random: {some(missing, limit=4)}")
     if left:
-        report.append(f"{path.name}: left in the file: {_some(left)}")
+        report.append(f"{path.name}: left in the file: {some(left, limit=4)}")
     return report
 
 
@@ -133,7 +144,8 @@ def load_matching(model: nn.Module, path: Path) -> tuple[set[str], list[str]]:
     if not taken:
         raise ConfigError(
             f"model.init_from: no tensor of {path} agrees with the model in name and size; the file has "
-            f"{_some(list(sources))}, the model wants {_some(list(targets))}: check model.arch and model.encoder"
+            f"{some(list(sources), limit=4)}, the model wants {some(list(targets), limit=4)}: "
+            "check model.arch and model.encoder"
         )
     for key in taken:
         targets[key].copy_(sources[key])
@@ -143,9 +155,9 @@ def load_matching(model: nn.Module, path: Path) -> tuple[set[str], list[str]]:
             found, expected = list(sources[key].shape), list(targets[key].shape)
             report.append(f"init_from: {key} skipped: {found} in the file, {expected} in the model")
     if missing := [key for key in targets if key not in sources]:
-        report.append(f"init_from: not in the file, start as they were: {_some(missing)}")
+        report.append(f"init_from: not in the file, start as they were: {some(missing, limit=4)}")
     if left := [key for key in sources if key not in targets]:
-        report.append(f"init_from: left in the file: {_some(left)}")
+        report.append(f"init_from: left in the file: {some(left, limit=4)}")
     return taken, report
 
 
@@ -169,15 +181,5 @@ def _is_rgb_convolution(source: Tensor, target: Tensor, in_channels: int) -> boo
     return channels == (3, in_channels) and source[:, :1].shape == target[:, :1].shape
 
 
-def _is_damage(error: Exception) -> bool:
-    """Whether an error of the unpickler or of a container format comes from what the file holds."""
-    kinds = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error)
-    return isinstance(error, (*kinds, zipfile.BadZipFile)) or type(error).__name__ == "SafetensorError"
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -94,6 +94,29 @@ def test_wrong_names_and_params_are_answered_in_one_line(settings: dict[str, Any
         assert text in message
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("where", ["__init__", "forward"])
+def test_a_lack_of_memory_is_not_blamed_on_params(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    def fail(*args: Any, **settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(smp.Unet, where, fail)
+    with pytest.raises(type(error)):
+        build_model(ModelConfig(encoder=TINY, params={}), 4)
+
+
+def test_the_cause_of_a_refusal_is_told_and_chained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **settings: Any) -> None:
+        raise AttributeError("no such\nthing")
+
+    monkeypatch.setattr(smp.Unet, "forward", fail)
+    with pytest.raises(ConfigError, match="cannot be built: AttributeError: no such thing") as caught:
+        build_model(ModelConfig(encoder=TINY), 4)
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
 def test_equal_seeds_give_equal_weights() -> None:
     states = []
     for seed in (3, 3, 4):

@@ -109,7 +109,8 @@ def test_a_frozen_encoder_gets_no_gradient_and_keeps_its_statistics() -> None:
     before = copy.deepcopy(model.encoder.state_dict())
     model(torch.rand(2, 3, 16, 16)).sum().backward()
     assert not any(parameter.requires_grad for parameter in model.encoder_parameters())
-    assert all(parameter.grad is not None for parameter in model.decoder_parameters())
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+    assert model.classifier.weight.grad is not None
     assert all(torch.equal(value, before[key]) for key, value in model.encoder.state_dict().items())
     assert not any(module.training for module in model.encoder.modules())
     assert model.decoder.training
@@ -136,10 +137,29 @@ def test_freezing_batch_norm_of_a_model_without_one_is_an_error() -> None:
         SegmentationModel(Recorder(), in_channels=1, num_classes=1, freeze=("batchnorm",))
 
 
-def test_encoder_and_decoder_parameters_are_all_parameters_once() -> None:
-    model = small_model()
-    parts = [*model.encoder_parameters(), *model.decoder_parameters()]
-    assert len({id(parameter) for parameter in parts}) == len(parts) == len(list(model.parameters()))
+class Failing(Recorder):
+    """A network that raises what it was given."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake of ours"), AssertionError("an invariant of ours")], ids=repr)
+def test_mistakes_of_ours_are_not_blamed_on_the_images(error: Exception) -> None:
+    model = SegmentationModel(Failing(error), in_channels=1, num_classes=1)
+    with pytest.raises(type(error), match="of ours"):
+        model(torch.zeros(1, 1, 8, 8))
+
+
+def test_an_encoder_made_for_one_size_says_so() -> None:
+    # ViT with positions for images of 32x32: timm refuses others with an assertion.
+    network = Failing(AssertionError("Input height (64) doesn't match model (32)."))
+    with pytest.raises(ConfigError, match=r"images of one size and refuses \[1, 1, 64, 8\].*model \(32\)"):
+        SegmentationModel(network, in_channels=1, num_classes=1)(torch.zeros(1, 1, 64, 8))
 
 
 def test_compiled_in_one_graph_with_equal_logits() -> None:
