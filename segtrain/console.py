@@ -15,9 +15,9 @@ SECONDS_BETWEEN_PLAIN_LINES = 10.0
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console on standard output (or error) that never guesses colours of numbers and paths.
 
-    Without a terminal, lines are never folded: a log file keeps one message a line.
+    Without a terminal, tables have at least 120 columns. Messages go through `say`, which never folds them.
     """
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=stderr, highlight=False, width=max(console.width, 120))
     return console

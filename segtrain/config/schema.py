@@ -236,6 +236,7 @@ class TrainConfig(Section):
     early_stopping: EarlyStoppingConfig | None = None
     resume: str = Field("none", description="none, auto (newest complete checkpoint of the run) or a checkpoint file")
     overwrite: bool = Field(False, description="delete an earlier run of the same name")
+    save_every_seconds: Positive = Field(600.0, description="last.pt is written at evaluations, and at least so often")
     log_every: Count = 10
     validation_samples: Annotated[int, Field(ge=0)] = Field(4, description="fixed samples drawn in TensorBoard")
 

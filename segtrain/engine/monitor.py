@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 
 from segtrain.config import Config
 from segtrain.engine.state import TrainState
-from segtrain.errors import ConfigError
+from segtrain.errors import ConfigError, suggest
+from segtrain.metrics.scores import RATIOS, score_names
 
 RISEN_IOU = 0.05
 COLLAPSED_IOU = 0.005
 NEVER_RISEN_FROM = 0.3
-PER_CLASS = ("iou", "dice", "precision", "recall")
 
 
 def metric_names(config: Config) -> list[str]:
     """Return the names of all metrics that an evaluation of this run reports."""
-    names = ["val/loss", "val/miou", "val/miou_tail", "val/fwiou", "val/pixel_accuracy"]
-    if config.evaluate.exclude:
-        names.append("val/miou_selected")
-    return names + [f"val/{kind}/{name}" for kind in PER_CLASS for name in config.data.class_names]
+    names = score_names(config.data.class_names, exclude=config.evaluate.exclude)
+    return ["val/loss", *(f"val/{name}" for name in names)]
 
 
 def check_metric_name(config: Config) -> None:
@@ -32,14 +29,36 @@ def check_metric_name(config: Config) -> None:
         raise ConfigError(
             "train.best_metric: val/loss is not measured with evaluate.tile: choose val/miou, or no tiles"
         )
-    if wanted in names:
-        return
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ConfigError(
-        f"train.best_metric: {wanted!r} is not reported{hint} Reported: {', '.join(names[:6])}, … "
-        f"(val/iou|dice|precision|recall/<class>; classes: {', '.join(config.data.class_names)})"
-    )
+    if wanted not in names:
+        overall = ", ".join(name for name in names if name.count("/") == 1)
+        raise ConfigError(
+            f"train.best_metric: {wanted!r} is not reported{suggest(wanted, names)}. Reported: {overall}, and "
+            f"val/{'|'.join(RATIOS)}/<class> for the classes {', '.join(config.data.class_names)}"
+        )
+
+
+def check_val_classes(config: Config, val_pixels: Sequence[int]) -> list[str]:
+    """Return a warning for the classes that val lacks; refuse a best_metric that cannot be measured there.
+
+    Args:
+        config: the configuration.
+        val_pixels: pixels of each class in val, in class order.
+
+    Raises:
+        ConfigError: val has no labelled pixel at all, or none of the class that train.best_metric is about.
+    """
+    names = config.data.class_names
+    absent = [name for name, pixels in zip(names, val_pixels, strict=True) if pixels == 0]
+    if len(absent) == len(names):
+        raise ConfigError(
+            "val has no labelled pixel: nothing can be measured; check data.splits, label_map and ignore_index"
+        )
+    metric = config.train.best_metric
+    if metric.split("/")[1] in RATIOS and metric.split("/", 2)[2] in absent:
+        raise ConfigError(
+            f"train.best_metric: {metric} cannot be measured, val has no pixel of that class; choose another"
+        )
+    return [f"val has no pixel of {', '.join(absent)}: nothing is known about them"] if absent else []
 
 
 def record_best(config: Config, state: TrainState, *, scores: Mapping[str, float]) -> bool:
@@ -77,21 +96,19 @@ def should_stop_early(config: Config, state: TrainState) -> bool:
 
 
 def class_warnings(
-    state: TrainState, scores: Mapping[str, float], *, class_names: Sequence[str], progress: float
+    state: TrainState, scores: Mapping[str, float], *, support: Mapping[str, int], progress: float
 ) -> list[str]:
     """Return a warning for each class that has collapsed to 0 or has never risen; each is named once.
 
     Args:
         state: its `best_iou` and `warned` are brought up to date.
-        scores: of this evaluation; classes without any pixel here (NaN) are left out.
-        class_names: in order.
+        scores: of this evaluation.
+        support: pixels of each class in the evaluated masks, by name; classes without any are left out.
         progress: share of the training done, 0 to 1; "never rose" is said from 0.3 on.
     """
     messages = []
-    for name in class_names:
+    for name in (name for name, pixels in support.items() if pixels > 0):
         value = scores[f"iou/{name}"]
-        if math.isnan(value):
-            continue
         best = max(value, state.best_iou.get(name, 0.0))
         state.best_iou[name] = best
         if value > RISEN_IOU and name in state.warned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from segtrain.errors import CheckpointError
 from segtrain.models import Normalize
 from segtrain.optim import restore_optimizer
 from segtrain.tracking import Tracker
+
+TRAINING = ("state", "optimizer", "scaler", "num_averaged", "num_samples", "rng")
 
 
 @dataclass
@@ -93,15 +96,21 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     num_samples: int,
+    has_best: bool,
     device: torch.device,
 ) -> TrainState:
     """Bring model, optimizer, loss scale and random numbers to where the checkpoint was written; return the counters.
+
+    Without a best.pt in the folder (`has_best`) the search for the best result begins anew.
 
     Raises:
         CheckpointError: the checkpoint belongs to another model, optimizer or number of training samples.
     """
     path = Path("last.pt")
     training = payload["training"]
+    missing = [key for key in TRAINING if key not in training]
+    if missing:
+        raise CheckpointError(f"the checkpoint is not whole: training.{', training.'.join(missing)} is missing in it")
     if training["num_samples"] != num_samples:
         raise CheckpointError(
             f"cannot go on: the training data has {num_samples} samples, and had {training['num_samples']} when the "
@@ -112,7 +121,10 @@ def restore(
     if scaler.is_enabled() and training["scaler"]:
         scaler.load_state_dict(training["scaler"])
     set_rng_state(training["rng"], device)
-    return TrainState.from_dict(training["state"])
+    state = TrainState.from_dict(training["state"])
+    if not has_best:
+        state.best_step, state.best_value = -1, math.nan
+    return state
 
 
 def make_average(model: nn.Module, decay: float | None, payload: Mapping[str, Any] | None) -> AveragedModel | None:

@@ -22,10 +22,11 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import ScanResult, check_split
 from segtrain.data.loader import build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
+from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
-from segtrain.engine.folder import changed_settings, find_resume, make_run_folder
-from segtrain.engine.monitor import check_metric_name
+from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
+from segtrain.engine.monitor import check_metric_name, check_val_classes
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.validation_images import ValidationImages, choose_samples
@@ -70,9 +71,14 @@ def prepare(
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     state = TrainState()
     if payload is not None:
-        num_samples = len(data.train)
         state = restore(
-            payload, model=model, optimizer=optimizer, scaler=scaler, num_samples=num_samples, device=device
+            payload,
+            model=model,
+            optimizer=optimizer,
+            scaler=scaler,
+            num_samples=len(data.train),
+            has_best=(run_folder(config) / FOLDER / "best.pt").is_file(),
+            device=device,
         )
     folder = make_run_folder(config, fresh=payload is None)
     run = Run(
@@ -128,6 +134,8 @@ class _Data:
             frequencies = ClassFrequencies.from_targets(targets, num_classes=num_classes, ignore_index=ignore_index)
         if val is None:
             scan = _scan(config, "val", console)
+            for message in check_val_classes(config, scan.frequencies.pixels.tolist()):
+                say(console, f"warning: {message}", style="yellow")
             return cls(train, EvalDataset(scan.samples, config.data), frequencies, scan.counts)
         return cls(train, val, frequencies, np.zeros((len(val), len(config.data.classes)), np.int64))
 

@@ -45,8 +45,8 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
-        """Rebuild the state from `to_dict`."""
-        return cls(**{entry.name: values[entry.name] for entry in fields(cls)})
+        """Rebuild the state from `to_dict`; a counter that an earlier version did not keep starts at its default."""
+        return cls(**{entry.name: values[entry.name] for entry in fields(cls) if entry.name in values})
 
 
 @dataclass(frozen=True)

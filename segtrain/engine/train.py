@@ -108,12 +108,14 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     state, schedule = run.state, run.schedule
     windows = _windows(run)
     meter = Meter()
+    saved = time.monotonic()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
         while True:
             stop.check()
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
                 evaluation = _evaluate(run, stop, display)
                 meter.restart()
+                saved = time.monotonic()
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
                 break
@@ -126,6 +128,9 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
                 raise SegtrainError(_non_finite_message(run, window))
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
                 _log(run, meter, display)
+            if time.monotonic() - saved >= run.config.train.save_every_seconds:
+                save_checkpoint(run.last_path, run.resume_payload())
+                saved = time.monotonic()
     if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
@@ -221,7 +226,8 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     mark = " (best so far)" if better else ""
     display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{mark}")
     progress = state.step / run.schedule.total_steps
-    for message in class_warnings(state, scores, class_names=evaluation.class_names, progress=progress):
+    support = dict(zip(evaluation.class_names, evaluation.confusion.support.tolist(), strict=True))
+    for message in class_warnings(state, scores, support=support, progress=progress):
         display.say(f"warning: {message}", style="yellow")
     if better:
         save_checkpoint(run.best_path, run.best_payload(scores))

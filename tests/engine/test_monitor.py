@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from segtrain.config import Config, parse_config
-from segtrain.engine.monitor import check_metric_name, class_warnings, record_best, should_stop_early
+from segtrain.engine.monitor import check_metric_name, check_val_classes, class_warnings, record_best, should_stop_early
 from segtrain.engine.state import TrainState
 from segtrain.errors import ConfigError
 
 NAMES = ("background", "crack")
+SUPPORT = {"background": 100, "crack": 3}
 
 
 def config(**train: Any) -> Config:
@@ -73,7 +74,7 @@ def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
     state = TrainState()
 
     def warn(value: float) -> list[str]:
-        return class_warnings(state, scores(**{"iou/crack": value}), class_names=NAMES, progress=0.1)
+        return class_warnings(state, scores(**{"iou/crack": value}), support=SUPPORT, progress=0.1)
 
     assert warn(0.4) == []
     (message,) = warn(0.0)
@@ -87,10 +88,21 @@ def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
 def test_a_class_that_never_rises_is_named_after_a_third_of_the_training() -> None:
     state = TrainState()
     low = scores(**{"iou/crack": 0.0})
-    assert class_warnings(state, low, class_names=NAMES, progress=0.2) == []
-    (message,) = class_warnings(state, low, class_names=NAMES, progress=0.4)
+    assert class_warnings(state, low, support=SUPPORT, progress=0.2) == []
+    (message,) = class_warnings(state, low, support=SUPPORT, progress=0.4)
     assert "'crack' has never risen" in message
 
 
 def test_a_class_without_pixels_is_not_warned_about() -> None:
-    assert class_warnings(TrainState(), scores(**{"iou/crack": math.nan}), class_names=NAMES, progress=1.0) == []
+    low = scores(**{"iou/crack": 0.0})
+    assert class_warnings(TrainState(), low, support={"background": 9, "crack": 0}, progress=1.0) == []
+
+
+def test_a_metric_that_val_cannot_measure_is_refused() -> None:
+    assert check_val_classes(config(), [5, 3]) == []
+    (message,) = check_val_classes(config(), [5, 0])
+    assert "val has no pixel of crack" in message
+    with pytest.raises(ConfigError, match="cannot be measured, val has no pixel of that class"):
+        check_val_classes(config(best_metric="val/recall/crack"), [5, 0])
+    with pytest.raises(ConfigError, match="val has no labelled pixel"):
+        check_val_classes(config(), [0, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
@@ -180,6 +181,30 @@ def test_a_run_is_never_continued_in_the_folder_of_another(tiny_config: MakeConf
         run(tiny_config(name="second", train={"resume": str(source)}), tiny_net())
     result, _ = run(tiny_config(name="third", train={"steps": 3, "resume": str(source)}), tiny_net())
     assert result.step == 3
+
+
+def test_a_run_resumed_in_a_folder_of_its_own_finds_a_best_checkpoint_of_its_own(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module]
+) -> None:
+    common = {"optimizer": {"name": "adamw", "lr": 1e-9}}
+    run(tiny_config(name="first", train={"steps": 2, "best_metric": "val/loss"}, **common), tiny_net())
+    source = str(Path(tiny_config().output) / "first" / "checkpoints" / "last.pt")
+    worse = {"steps": 3, "best_metric": "val/loss", "resume": source}
+    second = tiny_config(name="second", train=worse, optimizer={"name": "adamw", "lr": 1.0})
+    result, _ = run(second, tiny_net())
+    assert result.best_checkpoint.is_file()
+
+
+def test_the_last_checkpoint_is_also_written_between_evaluations(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = importlib.import_module("segtrain.engine.train")
+    saved: list[Path] = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, payload: saved.append(path))
+    monkeypatch.setattr(loop, "load_checkpoint", lambda path: pytest.fail("nothing was saved"))
+    options = {"steps": 4, "evaluate_every": 4, "evaluate_unit": "steps", "save_every_seconds": 1e-6}
+    run(tiny_config(train=options), tiny_net())
+    assert [path.name for path in saved].count("last.pt") >= 4 + 2
 
 
 def test_resume_reports_changed_settings_and_refuses_another_optimizer(
