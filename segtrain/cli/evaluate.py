@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     write_json(out / "metrics.json", content)
     write_csv(out / "classes.csv", csv_rows(evaluation))
     title = f"{config.name}, step {loaded.step}, {args.split}"
-    save_confusion_plot(out / "confusion.png", evaluation.confusion, evaluation.class_names, title=title)
+    save_confusion_plot(out / "confusion.png", evaluation.confusion, class_names=evaluation.class_names, title=title)
     console = make_console()
     say(console, f"{loaded.path} (step {loaded.step})")
     console.print(class_table(evaluation))

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     for line in report.summary_lines(result, names):
         say(console, line)
     folder: Path = args.out or Path(config.output) / "scan" / config.name / args.split
-    report.write_frequencies(folder / "frequencies.json", result, names, split=args.split)
-    report.write_index(folder / "images.csv", result, names)
+    report.write_frequencies(folder / "frequencies.json", result, names=names, split=args.split)
+    report.write_index(folder / "images.csv", result, names=names)
     title = f"{config.name}: {args.split}"
-    report.write_chart(folder / "classes.png", result.frequencies, names, title=title)
+    report.write_chart(folder / "classes.png", result.frequencies, names=names, title=title)
     say(console, f"written: {folder / 'frequencies.json'}, images.csv, classes.png")
     return 0

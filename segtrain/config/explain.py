@@ -37,7 +37,7 @@ class _Spot:
     key_annotation: Any = Any
 
 
-def explain(error: ValidationError, root: Node, schema: type[BaseModel]) -> list[Problem]:
+def explain(error: ValidationError, root: Node, *, schema: type[BaseModel]) -> list[Problem]:
     """Turn a validation error into one problem per key, in words and with the place of that key."""
     texts: dict[tuple[Any, ...], Problem] = {}
     for item in error.errors(include_url=False, include_input=False):

@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     problems: list[Problem] = []
     root = _read_with_bases(path, problems, chain=())
-    root = apply_overrides(root, overrides, problems)
+    root = apply_overrides(root, overrides, problems=problems)
     if "name" not in root.value:
         root.value["name"] = Node(path.stem, Place(str(path), 1))
     return _validate(root, problems)
@@ -45,7 +45,7 @@ def parse_config(mapping: Mapping[str, Any], overrides: Sequence[str] = ()) -> C
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"the configuration is of type {type(mapping).__name__}; expected a mapping of sections")
     problems: list[Problem] = []
-    root = apply_overrides(node_from_plain(dict(mapping)), overrides, problems)
+    root = apply_overrides(node_from_plain(dict(mapping)), overrides, problems=problems)
     return _validate(root, problems)
 
 
@@ -75,7 +75,7 @@ def _validate(root: Node, problems: list[Problem]) -> Config:
     try:
         config = Config.model_validate(root.plain())
     except ValidationError as error:
-        problems = problems + explain(error, root, Config)
+        problems = problems + explain(error, root, schema=Config)
     else:
         if not problems:
             return config
@@ -126,7 +126,7 @@ def _read_file(path: Path, problems: list[Problem]) -> Node:
         raise ConfigError(
             f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
-    root = read_yaml(text, str(path), problems)
+    root = read_yaml(text, str(path), problems=problems)
     if root.value is None:
         raise ConfigError(f"{path}: is empty; expected a mapping of sections (data:, train:, ...)")
     if not isinstance(root.value, dict):

@@ -21,7 +21,7 @@ EXCLUSIVE: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = 
 Path = tuple[str | int, ...]
 
 
-def merge(base: Node, child: Node, path: Path = ()) -> Node:
+def merge(base: Node, child: Node, *, path: Path = ()) -> Node:
     """Lay `child` over `base`: mappings merge deeply, lists and scalars replace; inputs stay as they are."""
     if not isinstance(base.value, dict) or not isinstance(child.value, dict):
         return child
@@ -31,7 +31,7 @@ def merge(base: Node, child: Node, path: Path = ()) -> Node:
     for rival in _rivals(path, child):
         merged.pop(rival, None)
     for key, node in child.value.items():
-        merged[key] = merge(merged[key], node, (*path, key)) if key in merged else node
+        merged[key] = merge(merged[key], node, path=(*path, key)) if key in merged else node
     return Node(merged, child.place)
 
 
@@ -61,7 +61,7 @@ def _rivals(path: Path, child: Node) -> set[str]:
     return rivals
 
 
-def apply_overrides(root: Node, overrides: Sequence[str], problems: list[Problem]) -> Node:
+def apply_overrides(root: Node, overrides: Sequence[str], *, problems: list[Problem]) -> Node:
     """Set `key.path=value` for each override, in order; values are YAML, numbers in the path index lists.
 
     Overrides that change a section's kind (optimizer.name=sgd) come first, so that the keys of the new kind may
@@ -104,7 +104,7 @@ def _parse(text: str, problems: list[Problem]) -> tuple[Path, Node]:
         raise ConfigError(f"override {text!r}: empty part in the key {key.strip()!r}; expected key.path=value")
     place = Place(f"override {text}")
     path = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in segments)
-    return path, read_yaml(value, str(place), problems, numbered=False)
+    return path, read_yaml(value, str(place), problems=problems, numbered=False)
 
 
 def _set(root: Node, path: Path, node: Node) -> None:
@@ -118,7 +118,7 @@ def _set(root: Node, path: Path, node: Node) -> None:
     key = _key(parent, last)
     section = Node({key: node}, node.place)
     # The merge drops what the new value excludes; the value itself is set whole, a mapping too.
-    parent.value = {**merge(parent, section, path[:-1]).value, key: node}
+    parent.value = {**merge(parent, section, path=path[:-1]).value, key: node}
 
 
 def _descend(parent: Node, part: str | int, path: Path, *, place: Place | None) -> Node:

@@ -75,7 +75,7 @@ def node_from_plain(value: Any, place: Place | None = None) -> Node:
     return Node(value, place)
 
 
-def read_yaml(text: str, source: str, problems: list[Problem], *, numbered: bool = True) -> Node:
+def read_yaml(text: str, source: str, *, problems: list[Problem], numbered: bool = True) -> Node:
     """Parse YAML 1.2 text; what is wrong but can be read past is added to `problems`.
 
     Places carry lines when `numbered`: an override has only one.

@@ -69,7 +69,7 @@ class Rotate(Section):
     p: Probability = 0.5
 
 
-class Colour(Section):
+class Color(Section):
     """Change brightness, contrast, saturation (factors 1 ± x) and hue (turn of ± x); needs 8-bit RGB."""
 
     name: Literal["color"]
@@ -97,6 +97,6 @@ class Noise(Section):
 
 
 TransformConfig = Annotated[
-    RandomScale | Crop | Pad | HorizontalFlip | VerticalFlip | Rotate90 | Rotate | Colour | Blur | Noise,
+    RandomScale | Crop | Pad | HorizontalFlip | VerticalFlip | Rotate90 | Rotate | Color | Blur | Noise,
     Field(discriminator="name"),
 ]

@@ -62,7 +62,7 @@ def data_root(data: DataConfig) -> Path:
     return Path(data.root).expanduser()
 
 
-def bad_files(problems: list[Problem], data: DataConfig, split: str, *, nothing_left: bool = False) -> DataError:
+def bad_files(problems: list[Problem], data: DataConfig, *, split: str, nothing_left: bool = False) -> DataError:
     """One error that lists bad files with their reasons: at most 20, and the total."""
     number = f"{len(problems)} bad file{'s' if len(problems) != 1 else ''}"
     head = f"{number} in split {split!r} of {data_root(data)}"

@@ -69,7 +69,7 @@ class ClassFrequencies:
         )
 
     @classmethod
-    def from_targets(cls, targets: Iterable[Any], num_classes: int, ignore_index: int) -> ClassFrequencies:
+    def from_targets(cls, targets: Iterable[Any], num_classes: int, *, ignore_index: int) -> ClassFrequencies:
         """From targets [H, W] of any integer type (arrays or CPU tensors), one for each image.
 
         Raises:
@@ -167,7 +167,7 @@ def check_split(
         store.save({sample.name: Entry(one.signature, one.counts) for sample, one in good if one.signature})
     problems = [*listing.problems, *(problem for one in found for problem in one.problems)]
     if problems and (data.on_bad == "error" or not good):
-        raise bad_files(problems, data, split, nothing_left=not good)
+        raise bad_files(problems, data, split=split, nothing_left=not good)
     counts = np.array([one.counts for _, one in good], np.int64)
     if split == "train":
         _refuse_unmapped_binary(data, counts)

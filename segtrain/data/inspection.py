@@ -65,7 +65,7 @@ class Inspector:
         if reason:
             raise FileProblem(path, reason)
         try:
-            values = histogram(narrow(decode_mask(data, header, path)))
+            values = histogram(narrow(decode_mask(data, header, path=path)))
         except FileProblem:
             raise
         except DataError as error:

@@ -49,14 +49,14 @@ def build_train_loader(
 
     Workers live as long as the loader; `set_position` of the sampler before each epoch says what comes.
     """
-    return Loader(dataset, sampler, collate_train, workers=workers, pin_memory=pin_memory)
+    return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory)
 
 
 def build_eval_loader(dataset: EvalDataset, *, batch_size: int, workers: int) -> Loader[list[Item]]:
     """Batches as lists of items, in the order of the data set: targets may differ in size."""
     indices = range(len(dataset))
     batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return Loader(dataset, batches, list, workers=workers, pin_memory=False)
+    return Loader(dataset, batches, collate=list, workers=workers, pin_memory=False)
 
 
 def collate_train(items: Sequence[Item]) -> dict[str, torch.Tensor]:
@@ -132,8 +132,8 @@ class Loader(Generic[Batch]):
         self,
         dataset: Readable,
         batches: BatchSampler | Sequence[list[Any]],
-        collate: Callable[[list[Item]], Batch],
         *,
+        collate: Callable[[list[Item]], Batch],
         workers: int,
         pin_memory: bool,
         context: str | None = None,

@@ -81,10 +81,10 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
         FileProblem: unreadable or truncated file, colours, more than `max_pixels` pixels.
     """
     data, header = read_checked(path, max_pixels=max_pixels)
-    return decode_mask(data, header, path)
+    return decode_mask(data, header, path=path)
 
 
-def decode_mask(data: bytes, header: Header, path: Path) -> AnyArray:
+def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")

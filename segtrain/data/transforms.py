@@ -112,7 +112,7 @@ class RandomScaleStep:
 
 
 @dataclass(frozen=True)
-class ColourStep:
+class ColorStep:
     """Colour jitter, for 8-bit RGB only."""
 
     inner: Albumentation
@@ -158,7 +158,7 @@ def _border(ignore_index: int) -> dict[str, Any]:
     return {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": ignore_index}
 
 
-def _colour(section: sections.Colour, ignore_index: int) -> Step:
+def _color(section: sections.Color, ignore_index: int) -> Step:
     def factors(change: float) -> tuple[float, float]:
         return 1 - change, 1 + change
 
@@ -169,7 +169,7 @@ def _colour(section: sections.Colour, ignore_index: int) -> Step:
         hue=(-section.hue, section.hue),
         p=section.p,
     )
-    return ColourStep(Albumentation(jitter))
+    return ColorStep(Albumentation(jitter))
 
 
 def _blur(section: sections.Blur, ignore_index: int) -> Step:
@@ -185,7 +185,7 @@ TRANSFORMS: dict[str, Callable[[Any, int], Step]] = {
     "vertical_flip": lambda section, ignore_index: Albumentation(A.VerticalFlip(p=section.p)),
     "rotate90": lambda section, ignore_index: Albumentation(A.RandomRotate90(p=section.p)),
     "rotate": _rotate,
-    "color": _colour,
+    "color": _color,
     "blur": _blur,
     "noise": lambda section, ignore_index: NoiseStep(section),
 }

@@ -44,7 +44,7 @@ def colorize(classes: ClassMap, colors: Picture, *, ignore_index: int = 255) -> 
 
 
 def overlay(
-    image: npt.NDArray[Any], classes: ClassMap, colors: Picture, *, alpha: float = 0.5, ignore_index: int = 255
+    image: npt.NDArray[Any], classes: ClassMap, *, colors: Picture, alpha: float = 0.5, ignore_index: int = 255
 ) -> Picture:
     """Return the image under the class map's colours (weight alpha, 0 to 1); ignored pixels show the image alone."""
     shown = to_display(image)
@@ -57,7 +57,7 @@ def overlay(
     return np.where(known[:, :, None], mixed, shown).astype(np.uint8)
 
 
-def error_codes(target: ClassMap, prediction: ClassMap, classes: Sequence[int], *, ignore_index: int = 255) -> Picture:
+def error_codes(target: ClassMap, prediction: ClassMap, *, classes: Sequence[int], ignore_index: int = 255) -> Picture:
     """Return what happened to the named classes at each pixel, uint8 [H, W]: an index of ERROR_NAMES.
 
     hit: a named class, found. missed: a named class taken for another. invented: a named class predicted
@@ -73,19 +73,6 @@ def error_codes(target: ClassMap, prediction: ClassMap, classes: Sequence[int], 
     codes[wanted & ~right] = 3
     codes[target == ignore_index] = 0
     return codes
-
-
-def error_map(
-    image: npt.NDArray[Any],
-    target: ClassMap,
-    prediction: ClassMap,
-    classes: Sequence[int],
-    *,
-    ignore_index: int = 255,
-) -> Picture:
-    """Return hits, misses and inventions of the named classes in ERROR_COLORS on the dimmed gray image."""
-    codes = error_codes(target, prediction, classes, ignore_index=ignore_index)
-    return paint_errors(image, codes)
 
 
 def paint_errors(image: npt.NDArray[Any], codes: Picture) -> Picture:

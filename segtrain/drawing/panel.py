@@ -61,7 +61,7 @@ def panel(
     whole factors; named classes and errors survive shrinking.
     """
     image = _resized(to_display(image), target.shape)
-    codes = error_codes(target, prediction, classes, ignore_index=ignore_index)
+    codes = error_codes(target, prediction, classes=classes, ignore_index=ignore_index)
     found = np.union1d(target, prediction)
     present = [index for index in range(len(class_names)) if index in found]
     factor = -(-max(target.shape) // LARGEST_SIDE)

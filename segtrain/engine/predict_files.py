@@ -188,7 +188,7 @@ def _write_masks(
     else:
         index = Image.fromarray(prediction.astype(np.uint16))
         painted = Image.fromarray(colorize(prediction, colors, ignore_index=-1))
-    mixed = Image.fromarray(overlay(image, prediction, colors, ignore_index=-1))
+    mixed = Image.fromarray(overlay(image, prediction, colors=colors, ignore_index=-1))
     write_whole(index_path, _encoded(index, "PNG"))
     write_whole(palette_path, _encoded(painted, "PNG"))
     write_whole(overlay_path, _encoded(mixed, "JPEG", quality=JPEG_QUALITY))

@@ -27,7 +27,7 @@ def row_shares(confusion: ConfusionMatrix) -> npt.NDArray[np.float64]:
     return shares
 
 
-def save_confusion_plot(path: Path, confusion: ConfusionMatrix, class_names: Sequence[str], *, title: str) -> None:
+def save_confusion_plot(path: Path, confusion: ConfusionMatrix, *, class_names: Sequence[str], title: str) -> None:
     """Write the row-normalised matrix as PNG, with numbers up to 20 classes and names up to 60."""
     num_classes = len(class_names)
     side = min(24.0, 3.0 + 0.55 * num_classes)

@@ -60,7 +60,7 @@ def percent(share: float) -> str:
     return np.format_float_positional(value, precision=2, fractional=False)
 
 
-def write_frequencies(path: Path, result: ScanResult, names: Sequence[str], *, split: str) -> None:
+def write_frequencies(path: Path, result: ScanResult, *, names: Sequence[str], split: str) -> None:
     """Counts, shares and bad files, under the names of the classes."""
     frequencies = result.frequencies
     ratio = frequencies.imbalance_ratio
@@ -76,14 +76,14 @@ def write_frequencies(path: Path, result: ScanResult, names: Sequence[str], *, s
     write_json(path, content)
 
 
-def write_index(path: Path, result: ScanResult, names: Sequence[str]) -> None:
+def write_index(path: Path, result: ScanResult, *, names: Sequence[str]) -> None:
     """One line for each image: its name, its files and its pixels of each class."""
     rows = zip(result.samples, result.counts.tolist(), strict=True)
     lines = [[sample.name, sample.image, sample.mask, *counts] for sample, counts in rows]
     write_csv(path, [["name", "image", "mask", *names, "ignored"], *lines])
 
 
-def write_chart(path: Path, frequencies: ClassFrequencies, names: Sequence[str], *, title: str) -> None:
+def write_chart(path: Path, frequencies: ClassFrequencies, *, names: Sequence[str], title: str) -> None:
     """Draw the share of each class in the valid pixels, most frequent first, on a log scale, as PNG."""
     order = np.argsort(-frequencies.pixels, kind="stable")
     percents = 100 * frequencies.share[order]

@@ -92,7 +92,7 @@ def test_wrong_arguments_are_told(
 def test_the_chart_grows_with_the_classes_and_takes_any_name(tmp_path: Path, num_classes: int) -> None:
     counts = np.arange(num_classes + 1)[None] * 10
     names = ["$cost$ _of_ a^name", *(f"class {'x' * 60} {number}" for number in range(1, num_classes))]
-    write_chart(tmp_path / "chart.png", ClassFrequencies.from_counts(counts), names, title="$a$: train")
+    write_chart(tmp_path / "chart.png", ClassFrequencies.from_counts(counts), names=names, title="$a$: train")
     with Image.open(tmp_path / "chart.png") as chart:
         assert chart.size[1] > 20 * num_classes
 

@@ -61,11 +61,11 @@ def test_counts_do_not_depend_on_the_number_of_workers(data_config: Make, pair: 
 def test_from_targets_agrees_with_the_scan_and_refuses_other_labels(data_config: Make, pair: Pair) -> None:
     pair("a", MASK), pair("b", OTHER)
     for targets in ([MASK, OTHER], [torch.from_numpy(MASK), torch.from_numpy(OTHER).long()]):
-        assert ClassFrequencies.from_targets(targets, 3, 255).to_dict() == quiet(data_config()).to_dict()
+        assert ClassFrequencies.from_targets(targets, 3, ignore_index=255).to_dict() == quiet(data_config()).to_dict()
     with pytest.raises(DataError, match="run from 0 to 2; expected 0 to 1"):
-        ClassFrequencies.from_targets([MASK], 2, 255)
+        ClassFrequencies.from_targets([MASK], 2, ignore_index=255)
     with pytest.raises(DataError, match="run from -1 to 2"):
-        ClassFrequencies.from_targets([MASK.astype(np.int16) - (MASK == 1) * 2], 3, 255)
+        ClassFrequencies.from_targets([MASK.astype(np.int16) - (MASK == 1) * 2], 3, ignore_index=255)
 
 
 def test_sums_stay_exact_above_the_range_of_float32_and_int32() -> None:
@@ -77,7 +77,7 @@ def test_sums_stay_exact_above_the_range_of_float32_and_int32() -> None:
 
 
 def test_frequencies_survive_a_checkpoint() -> None:
-    frequencies = ClassFrequencies.from_targets([MASK, OTHER], 3, 255)
+    frequencies = ClassFrequencies.from_targets([MASK, OTHER], 3, ignore_index=255)
     again = ClassFrequencies.from_dict(frequencies.to_dict())
     assert again.to_dict() == frequencies.to_dict()
     assert again.image_pixels.dtype == np.int64

@@ -183,7 +183,7 @@ def test_a_dead_worker_names_the_data_set_and_the_samples(train_set: Callable[..
     dataset = train_set(8)
     deadly = Deadly(dataset.samples, dataset.data)
     handler = signal.getsignal(signal.SIGCHLD)
-    loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate_train, workers=1, pin_memory=False)
+    loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate=collate_train, workers=1, pin_memory=False)
     with pytest.raises(DataError, match=r"read samples 6 to 7 of split 'train' of .*dataset.*data.workers: 0"):
         list(loader)
     loader.close()

@@ -11,16 +11,16 @@ from segtrain.drawing import (
     ERROR_COLORS,
     colorize,
     error_codes,
-    error_map,
     overlay,
     palette,
     shrink_classes,
     to_display,
 )
+from segtrain.drawing.maps import paint_errors
 
 COLORS = palette(4)
 # Machado, Oliveira, Fernandes 2009, severity 1: how linear RGB looks without one kind of cone.
-COLOUR_VISION = {
+COLOR_VISION = {
     "normal": np.eye(3),
     "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
     "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
@@ -39,32 +39,32 @@ def test_classes_show_their_colours_and_ignored_pixels_are_black() -> None:
 def test_overlay_mixes_by_alpha_and_leaves_ignored_pixels() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
     classes = np.array([[1, 255]], np.uint8)
-    assert overlay(image, classes, COLORS, alpha=0.0).tolist() == image.tolist()
-    mixed = overlay(image, classes, COLORS, alpha=0.5)
+    assert overlay(image, classes, colors=COLORS, alpha=0.0).tolist() == image.tolist()
+    mixed = overlay(image, classes, colors=COLORS, alpha=0.5)
     assert np.abs(mixed[0, 0].astype(int) - (100 + COLORS[1].astype(int)) / 2).max() <= 1
     assert mixed[0, 1].tolist() == [100, 100, 100]
-    assert overlay(image, classes, COLORS, alpha=1.0)[0, 0].tolist() == COLORS[1].tolist()
+    assert overlay(image, classes, colors=COLORS, alpha=1.0)[0, 0].tolist() == COLORS[1].tolist()
 
 
 def test_error_codes_by_hand() -> None:
     target = np.array([[1, 1, 0, 0, 1, 2, 255, 255]], np.uint8)
     prediction = np.array([[1, 0, 1, 0, 2, 2, 1, 0]], np.uint8)
-    assert error_codes(target, prediction, [1]).tolist() == [[1, 3, 2, 0, 3, 0, 0, 0]]
-    assert error_codes(target, prediction, [1, 2]).tolist() == [[1, 3, 2, 0, 3, 1, 0, 0]]
+    assert error_codes(target, prediction, classes=[1]).tolist() == [[1, 3, 2, 0, 3, 0, 0, 0]]
+    assert error_codes(target, prediction, classes=[1, 2]).tolist() == [[1, 3, 2, 0, 3, 1, 0, 0]]
 
 
-def test_error_map_dims_the_rest_to_gray() -> None:
+def test_painted_errors_dim_the_rest_to_gray() -> None:
     image = np.full((1, 2, 3), (200, 100, 0), np.uint8)
-    picture = error_map(image, np.array([[1, 0]]), np.array([[0, 0]]), [1])
+    picture = paint_errors(image, error_codes(np.array([[1, 0]]), np.array([[0, 0]]), classes=[1]))
     assert tuple(picture[0, 0].tolist()) == ERROR_COLORS[3]
     assert len(set(picture[0, 1].tolist())) == 1
     assert picture[0, 1, 0] < 100
 
 
-@pytest.mark.parametrize("vision", COLOUR_VISION)
+@pytest.mark.parametrize("vision", COLOR_VISION)
 def test_error_colours_differ_for_every_colour_vision(vision: str) -> None:
     linear = (np.array(ERROR_COLORS[1:]) / 255) ** 2.2
-    seen = (linear @ np.array(COLOUR_VISION[vision]).T).clip(0, 1) ** (1 / 2.2) * 255
+    seen = (linear @ np.array(COLOR_VISION[vision]).T).clip(0, 1) ** (1 / 2.2) * 255
     assert min(np.linalg.norm(one - other) for one, other in combinations(seen, 2)) > 60
 
 
@@ -92,6 +92,6 @@ def test_a_line_of_a_named_class_survives_shrinking() -> None:
 
 def test_sizes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in size"):
-        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3), np.uint8), COLORS)
+        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3), np.uint8), colors=COLORS)
     with pytest.raises(ValueError, match="differ in size"):
-        error_codes(np.zeros((2, 2)), np.zeros((2, 3)), [1])
+        error_codes(np.zeros((2, 2)), np.zeros((2, 3)), classes=[1])

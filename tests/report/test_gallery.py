@@ -28,7 +28,7 @@ from segtrain.report.worst import Worst, choose_classes, find_worst
 NAMES = ("ground", "crack", "stain", "<b>bold</b> & co")
 
 
-class ByColour(nn.Module):
+class ByColor(nn.Module):
     """Predicts class 1 where the image is red, 2 where it is green, else 0."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def worst_of(config: Config, classes: tuple[int, ...] = (1,), num_worst: int = 2
     data = EvalDataset(find_samples(config.data, "val").samples, config.data)
     found = find_worst(
         config,
-        model=ByColour(),
+        model=ByColor(),
         normalize=scaled,
         data=data,
         split="val",

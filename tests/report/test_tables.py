@@ -112,6 +112,6 @@ def test_plot_is_written_for_few_and_many_classes(tmp_path: Path, num_classes: i
     names = tuple(f"${index}_{{" for index in range(num_classes))
     confusion = ConfusionMatrix(num_classes)
     confusion.matrix[0, 0] = 3
-    save_confusion_plot(tmp_path / "confusion.png", confusion, names, title="a $run, step 1")
+    save_confusion_plot(tmp_path / "confusion.png", confusion, class_names=names, title="a $run, step 1")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.size[0] > 300
