@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.schema import DataConfig
-from segtrain.console import progress as show_progress
+from segtrain.console import progress
 from segtrain.data.formats import Problem, Sample, bad_files, data_root, find_samples
 from segtrain.data.inspection import Inspector
 from segtrain.data.masks import LabelRules, suggest_binary_map
@@ -130,10 +130,10 @@ def scan_frequencies(
     workers: int | None = None,
     verify: bool = False,
     cache: bool = True,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> ClassFrequencies:
     """Count the classes of a split; see check_split."""
-    result = check_split(data, split, workers=workers, verify=verify, cache=cache, progress=progress)
+    result = check_split(data, split, workers=workers, verify=verify, cache=cache, show_progress=show_progress)
     return result.frequencies
 
 
@@ -144,7 +144,7 @@ def check_split(
     workers: int | None = None,
     verify: bool = False,
     cache: bool = True,
-    progress: bool = True,
+    show_progress: bool = True,
 ) -> ScanResult:
     """Look at every sample of a split: the header of its image, every pixel of its mask.
 
@@ -158,7 +158,7 @@ def check_split(
     listing = find_samples(data, split)
     store = ScanCache(data, split, rules=LabelRules.from_config(data))
     look = _Look(data, store.load() if cache and not verify else {}, verify=verify)
-    shown = show_progress(f"scan {split}", len(listing.samples)) if progress else nullcontext(lambda count: None)
+    shown = progress(f"scan {split}", len(listing.samples)) if show_progress else nullcontext(lambda count: None)
     with shown as advance:
         found = _look_at_all(look, listing.samples, _num_workers(workers, len(listing.samples)), advance)
     good = [(sample, one) for sample, one in zip(listing.samples, found, strict=True) if not one.problems]

@@ -28,7 +28,7 @@ def trained(folder_dataset: Callable[..., Any], tmp_path: Path) -> Path:
     config = parse_config(plain)
     torch.manual_seed(0)
     model = build_model(config.model, len(config.data.classes), load_weights=False)
-    payload = describe_run(config, scan_frequencies(config.data, workers=1, progress=False))
+    payload = describe_run(config, scan_frequencies(config.data, workers=1, show_progress=False))
     payload |= {"step": 7, "epoch": 1.5, "scores": None, "model": model.state_dict()}
     folder = tmp_path / "runs" / "tiny"
     save_checkpoint(folder / "checkpoints" / "best.pt", payload)

@@ -71,7 +71,7 @@ def test_missing_masks_and_double_stems_are_listed_together(data_config: Make, s
     for name in ("masks/train/two.png", "masks/train/three.png", "masks/train/three.tif"):
         save(name, DOT)
     with pytest.raises(DataError) as caught:
-        check_split(data_config(), "train", cache=False, progress=False)
+        check_split(data_config(), "train", cache=False, show_progress=False)
     message = str(caught.value)
     assert "3 bad files" in message
     assert "alone.png: no mask: expected" in message
@@ -92,7 +92,7 @@ def test_skip_with_nothing_left_is_an_error(data_config: Make, save: Save, tmp_p
     save("images/train/alone.png", DOT)
     (tmp_path / "masks/train").mkdir(parents=True)
     with pytest.raises(DataError, match="nothing is left"):
-        check_split(data_config(on_bad="skip"), "train", cache=False, progress=False)
+        check_split(data_config(on_bad="skip"), "train", cache=False, show_progress=False)
 
 
 def test_long_lists_of_problems_are_cut_with_their_number(data_config: Make, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_long_lists_of_problems_are_cut_with_their_number(data_config: Make, tmp
     for number in range(30):
         (tmp_path / f"images/train/{number:02}.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        check_split(data_config(), "train", cache=False, progress=False)
+        check_split(data_config(), "train", cache=False, show_progress=False)
     assert len(str(caught.value).splitlines()) == MAX_LINES + 2
     assert str(caught.value).endswith("... and 10 more")
     assert "30 bad files" in str(caught.value)
@@ -159,7 +159,7 @@ def test_lists_tell_lines_of_missing_files_and_repeats(data_config: Make, save: 
     text = "a.png m.png\nnone.png m.png\nb.png m.png\na.png m.png\n"
     save("b.png", DOT)
     with pytest.raises(DataError) as caught:
-        check_split(lists(data_config, tmp_path, text + "c.png gone.png"), "train", cache=False, progress=False)
+        check_split(lists(data_config, tmp_path, text + "c.png gone.png"), "train", cache=False, show_progress=False)
     message = str(caught.value)
     assert "none.png: no such image (line 2" in message
     assert "lines 1 and 4 name the same sample: a" in message

@@ -30,7 +30,7 @@ def users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def quiet(data: DataConfig, **options: bool | int) -> ClassFrequencies:
-    return scan_frequencies(data, progress=False, **options)
+    return scan_frequencies(data, show_progress=False, **options)
 
 
 # --- numbers
@@ -88,12 +88,12 @@ def test_frequencies_survive_a_checkpoint() -> None:
 
 def test_a_second_scan_reads_nothing_and_a_changed_mask_only_itself(data_config: Make, pair: Pair) -> None:
     pair("a", MASK), pair("b", OTHER)
-    first = check_split(data_config(), "train", progress=False)
-    second = check_split(data_config(), "train", progress=False)
+    first = check_split(data_config(), "train", show_progress=False)
+    second = check_split(data_config(), "train", show_progress=False)
     assert (first.num_read, second.num_read) == (2, 0)
     np.testing.assert_array_equal(first.counts, second.counts)
     pair("b", np.full((2, 3), 2))
-    third = check_split(data_config(), "train", progress=False)
+    third = check_split(data_config(), "train", show_progress=False)
     assert third.num_read == 1
     assert third.frequencies.pixels.tolist() == [3, 1, 7]
 
@@ -104,9 +104,9 @@ def test_added_removed_and_touched_samples_are_noticed(data_config: Make, pair: 
     quiet(data_config())
     image.unlink(), mask.unlink()
     pair("c", MASK)
-    assert check_split(data_config(), "train", progress=False).names == ["b", "c"]
+    assert check_split(data_config(), "train", show_progress=False).names == ["b", "c"]
     os.utime(pair("b", OTHER)[0], ns=(1, 1))
-    assert check_split(data_config(), "train", progress=False).num_read == 1
+    assert check_split(data_config(), "train", show_progress=False).num_read == 1
 
 
 def test_other_rules_never_use_old_counts(data_config: Make, pair: Pair) -> None:
@@ -119,8 +119,8 @@ def test_other_rules_never_use_old_counts(data_config: Make, pair: Pair) -> None
         {"label_map": {0: 0, 1: 1, 2: "ignore", 255: "ignore"}},
     ]
     for change in changes:
-        assert check_split(data_config(**change), "train", progress=False).num_read == 1
-        assert check_split(data_config(**change), "train", progress=False).num_read == 0
+        assert check_split(data_config(**change), "train", show_progress=False).num_read == 1
+        assert check_split(data_config(**change), "train", show_progress=False).num_read == 0
 
 
 def test_verify_notices_what_size_and_time_hide(data_config: Make, pair: Pair) -> None:
@@ -154,8 +154,8 @@ def test_a_damaged_cache_is_rebuilt(data_config: Make, pair: Pair, tmp_path: Pat
     quiet(data_config())
     (cache,) = (tmp_path / ".segtrain").iterdir()
     cache.write_bytes(content)
-    assert check_split(data_config(), "train", progress=False).num_read == 1
-    assert check_split(data_config(), "train", progress=False).num_read == 0
+    assert check_split(data_config(), "train", show_progress=False).num_read == 1
+    assert check_split(data_config(), "train", show_progress=False).num_read == 0
 
 
 def test_a_cache_of_the_wrong_shape_is_rebuilt(data_config: Make, pair: Pair, tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_read_only_data_are_cached_for_the_user(
     pair("a", MASK)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     (tmp_path / ".segtrain").write_text("no folder can be made here")
-    assert check_split(data_config(), "train", progress=False).num_read == 1
+    assert check_split(data_config(), "train", show_progress=False).num_read == 1
     assert list(users_cache.rglob("*.npz"))
-    assert check_split(data_config(), "train", progress=False).num_read == 0
+    assert check_split(data_config(), "train", show_progress=False).num_read == 0
 
 
 def test_no_cache_leaves_no_trace(data_config: Make, pair: Pair, tmp_path: Path) -> None:
@@ -198,11 +198,11 @@ def test_every_kind_of_bad_file_is_listed_with_its_reason(data_config: Make, pai
     for name, reason in reasons.items():
         line = next(line for line in message.splitlines() if f"/{name}." in line.split(": ")[0])
         assert reason in line
-    result = check_split(data_config(on_bad="skip"), "train", progress=False)
+    result = check_split(data_config(on_bad="skip"), "train", show_progress=False)
     assert result.names == ["good"]
     assert len(result.problems) == len(reasons)
     assert result.frequencies.num_images == 1
-    assert check_split(data_config(on_bad="skip"), "train", progress=False).num_read == len(reasons) - 1
+    assert check_split(data_config(on_bad="skip"), "train", show_progress=False).num_read == len(reasons) - 1
 
 
 def test_skip_with_nothing_left_is_an_error(data_config: Make, pair: Pair) -> None:
@@ -230,8 +230,8 @@ def test_ignored_borders_are_no_second_class(data_config: Make, pair: Pair) -> N
     pair("a", [[0, 1, 255]])
     pair("b", [[0, 0, 255]], split="val")
     cracks = data_config(classes=["background", "crack"])
-    assert check_split(cracks, "train", cache=False, progress=False).frequencies.pixels.tolist() == [1, 1]
-    assert check_split(cracks, "val", cache=False, progress=False).frequencies.ignored == 1
+    assert check_split(cracks, "train", cache=False, show_progress=False).frequencies.pixels.tolist() == [1, 1]
+    assert check_split(cracks, "val", cache=False, show_progress=False).frequencies.ignored == 1
 
 
 def test_among_several_classes_255_is_what_ignore_index_says(data_config: Make, pair: Pair) -> None:
