@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from segtrain.errors import DataError
 from segtrain.losses.hard_examples import HardExamples
-from segtrain.losses.odds import label_odds
+from segtrain.losses.odds import label_odds, two_class_odds
+from segtrain.losses.pixel_sums import pixel_sums, sum_by_class
 
+OTHERS = {"probability": "other", "squared_probability": "other_squared"}
 SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal")
 
 
@@ -65,57 +66,64 @@ def class_sums(
         ValueError: shapes or types that do not fit, or an unknown name in `wanted`.
         DataError: a label out of range (seen here on the CPU only: on CUDA it would stall the device).
     """
-    _check_shapes(logits, target, pixel_weight, wanted)
+    _check_shapes(logits, target, pixel_weight=pixel_weight, keep=keep, wanted=wanted)
     num_classes = logits.shape[1]
-    labels = target.flatten(1).long()
-    valid = labels != ignore_index
-    if not labels.is_cuda:
-        check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
-    weight = None if pixel_weight is None else torch.where(valid, pixel_weight.detach().flatten(1).double(), 0.0)
-    buckets = torch.where(valid, labels, num_classes)  # the last bucket takes what is ignored
-    pixels = _counts(buckets, num_classes) if weight is None else sum_by_class(weight, buckets, num_classes)
+    buckets, valid = _buckets(target, num_classes=num_classes, ignore_index=ignore_index)
+    exact_weight = None if pixel_weight is None else _factor(pixel_weight, valid)
+    pixels = _mass(buckets, exact_weight, num_classes)
     if not wanted and not isinstance(keep, HardExamples):
-        return ClassSums(pixels=pixels, kept=pixels if keep is None else _kept(keep, weight, buckets, num_classes))
+        mask = None if keep is None else keep.flatten(1)
+        return ClassSums(pixels=pixels, kept=_kept(pixels, mask, buckets, exact_weight))
 
-    bins = _Bins(buckets, num_classes, weight)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    weight = None if exact_weight is None else exact_weight.to(dtype)
     powers = tuple(power for name, power in (("probability", 1), ("squared_probability", 2)) if name in wanted)
     with torch.autocast(logits.device.type, enabled=False):
         scores, class_dim = _flatten(logits)
-        log_odds, of_others = label_odds(
-            scores,
-            torch.where(valid, labels, 0),
-            valid=valid,
-            factor=(valid if weight is None else weight).to(torch.promote_types(logits.dtype, torch.float32)),
-            class_dim=class_dim,
-            powers=powers,
-        )
+        of_others: dict[int, Tensor] = {}
+        if num_classes == 2:
+            log_odds = two_class_odds(scores, buckets, class_dim=class_dim)
+        else:
+            log_odds, of_others = label_odds(
+                scores,
+                buckets.long().masked_fill(~valid, 0),
+                valid=valid,
+                factor=valid.to(dtype) if weight is None else weight,
+                class_dim=class_dim,
+                powers=powers,
+            )
         mask = keep(log_odds.detach(), valid) if isinstance(keep, HardExamples) else keep
-        kept = pixels if mask is None else _kept(mask, weight, buckets, num_classes)
-        sums = _pixel_sums(log_odds, gamma, wanted, replace(bins, keep=mask))
-        sums |= _region_sums(log_odds, of_others, wanted, bins)
+        mask = None if mask is None else mask.flatten(1)
+        sums = pixel_sums(
+            log_odds,
+            buckets,
+            num_classes=num_classes,
+            kinds=_kinds(wanted, num_classes),
+            gamma=gamma,
+            weight=weight,
+            keep=mask,
+        )
+        if num_classes == 2:  # the other class is the one that the label is not
+            of_others = {power: sums["other" if power == 1 else "other_squared"].flip(1) for power in powers}
+        sums = _region_sums(sums, of_others)
+    kept = _kept(pixels, mask, buckets, exact_weight)
     return ClassSums(pixels=pixels, kept=kept, **{name: sums[name] for name in wanted})
 
 
 def target_pixels(target: Tensor, *, num_classes: int, ignore_index: int, pixel_weight: Tensor | None = None) -> Tensor:
     """Return `ClassSums.pixels` of a target `[N, H, W]` alone: float64 `[N, C]`."""
-    labels = target.flatten(1).long()
-    if not labels.is_cuda:
-        check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
-    valid = labels != ignore_index
-    buckets = torch.where(valid, labels, num_classes)
-    if pixel_weight is None:
-        return _counts(buckets, num_classes)
-    return sum_by_class(torch.where(valid, pixel_weight.flatten(1).double(), 0.0), buckets, num_classes)
+    buckets, valid = _buckets(target, num_classes=num_classes, ignore_index=ignore_index)
+    return _mass(buckets, None if pixel_weight is None else _factor(pixel_weight, valid), num_classes)
 
 
 def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None:
     """Raise DataError naming labels outside [0, num_classes) with their pixel counts; waits for the device."""
-    labels = target.long()
-    if labels.numel() == 0 or (int(labels.amin()) >= 0 and int(labels.amax()) < num_classes):
+    labels = _narrow(target, num_classes, ignore_index)
+    ignored = labels == ignore_index
+    low, high = labels.masked_fill(ignored, 0).aminmax() if labels.numel() else (0, 0)
+    if int(low) >= 0 and int(high) < num_classes:
         return
-    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-    if wrong.numel() == 0:
-        return
+    wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
     values, counts = torch.unique(wrong, return_counts=True)
     found = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values.tolist(), counts.tolist(), strict=True))[:10])
     raise DataError(
@@ -124,52 +132,56 @@ def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None
     )
 
 
-def sum_by_class(values: Tensor, buckets: Tensor, num_classes: int) -> Tensor:
-    """Sum values `[N, P]` into float64 `[N, C]` by their bucket (int64 `[N, P]`; bucket C is dropped).
-
-    Deterministic on every device: CUDA adds floats in no fixed order when it scatters, so there it is one
-    masked sum for each class.
-    """
-    if values.is_cuda:
-        return masked_sums(values, buckets, num_classes)
-    sums = torch.zeros(len(values), num_classes + 1, dtype=torch.float64, device=values.device)
-    return sums.scatter_add(1, buckets, values.double())[:, :num_classes]
+def _narrow(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return the target in the smallest type at hand that holds its labels, `ignore_index` and `num_classes`."""
+    if target.dtype == torch.uint8 and 0 <= ignore_index <= 255 and num_classes <= 255:
+        return target
+    small = target.dtype in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
+    return target.to(torch.int32 if small else torch.int64)
 
 
-def masked_sums(values: Tensor, buckets: Tensor, num_classes: int) -> Tensor:
-    """`sum_by_class` as one masked sum for each class: slower, in a fixed order on any device."""
-    each = [torch.where(buckets == c, values, 0.0).sum(1, dtype=torch.float64) for c in range(num_classes)]
-    return torch.stack(each, dim=1)
+def _buckets(target: Tensor, *, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return where each pixel is counted, integer `[N, P]`, `num_classes` where ignored; and bool: is it valid."""
+    labels = _narrow(target, num_classes, ignore_index).flatten(1)
+    if not labels.is_cuda:
+        check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
+    ignored = labels == ignore_index
+    return labels.masked_fill(ignored, num_classes), ~ignored
 
 
-def _counts(buckets: Tensor, num_classes: int) -> Tensor:
-    """Count the pixels of each class, exactly: float64 `[N, C]`."""
-    counts = torch.zeros(len(buckets), num_classes + 1, dtype=torch.int64, device=buckets.device)
-    one = torch.ones((), dtype=torch.int64, device=buckets.device)
-    return counts.scatter_add(1, buckets, one.expand_as(buckets))[:, :num_classes].double()
+def _factor(pixel_weight: Tensor, valid: Tensor) -> Tensor:
+    """Flatten the weights to float64 `[N, P]`, 0 where ignored."""
+    return torch.where(valid, pixel_weight.detach().flatten(1).double(), 0.0)
 
 
-def _kept(keep: Tensor, weight: Tensor | None, buckets: Tensor, num_classes: int) -> Tensor:
-    """Count (or sum the weights of) the pixels of each class that hard-example mining keeps."""
-    kept_buckets = torch.where(keep.flatten(1), buckets, num_classes)
-    if weight is None:
-        return _counts(kept_buckets, num_classes)
-    return sum_by_class(weight, kept_buckets, num_classes)
+def _mass(buckets: Tensor, weight: Tensor | None, num_classes: int) -> Tensor:
+    """Count the pixels of each class exactly, or sum their weights: float64 `[N, C]`."""
+    if weight is not None:
+        return sum_by_class(weight, buckets, num_classes=num_classes)
+    if not buckets.is_cuda:
+        counts = [torch.bincount(image, minlength=num_classes + 1)[:num_classes] for image in buckets]
+        return torch.stack(counts).double() if counts else torch.zeros(0, num_classes, dtype=torch.float64)
+    zeros = torch.zeros(len(buckets), num_classes + 1, dtype=torch.int64, device=buckets.device)
+    ones = torch.ones((), dtype=torch.int64, device=buckets.device)
+    return zeros.scatter_add_(1, buckets.long(), ones.expand_as(buckets))[:, :num_classes].double()
 
 
-@dataclass(frozen=True, eq=False)
-class _Bins:
-    """Where each pixel's value goes, and with what factor."""
+def _kept(pixels: Tensor, mask: Tensor | None, buckets: Tensor, weight: Tensor | None) -> Tensor:
+    """Count (or sum the weights of) the pixels of each class that hard-example mining keeps; all without a mask."""
+    num_classes = pixels.shape[1]
+    return pixels if mask is None else _mass(buckets.masked_fill(~mask, num_classes), weight, num_classes)
 
-    buckets: Tensor  # int64 [N, P], num_classes where ignored
-    num_classes: int
-    weight: Tensor | None  # float64 [N, P]
-    keep: Tensor | None = None  # bool [N, H, W] or [N, P]
 
-    def sum(self, values: Tensor) -> Tensor:
-        values = values if self.weight is None else values * self.weight
-        values = values if self.keep is None else torch.where(self.keep.flatten(1), values, 0.0)
-        return sum_by_class(values, self.buckets, self.num_classes)
+def _kinds(wanted: Collection[str], num_classes: int) -> tuple[str, ...]:
+    """Name the pixel sums that the wanted class sums are made of; with two classes, the other class's too."""
+    kinds = [name for name in ("cross_entropy", "focal") if name in wanted]
+    if "intersection" in wanted or "probability" in wanted:
+        kinds.append("label")
+    if "squared_probability" in wanted:
+        kinds.append("label_squared")
+    if num_classes == 2:
+        kinds += [other for name, other in OTHERS.items() if name in wanted]
+    return tuple(kinds)
 
 
 def _flatten(logits: Tensor) -> tuple[Tensor, int]:
@@ -179,39 +191,25 @@ def _flatten(logits: Tensor) -> tuple[Tensor, int]:
     return logits.flatten(2), 1
 
 
-def _pixel_sums(log_odds: Tensor, gamma: float, wanted: Collection[str], bins: _Bins) -> dict[str, Tensor]:
-    """Sum the terms that hard-example mining masks."""
-    sums: dict[str, Tensor] = {}
-    if not {"cross_entropy", "focal"}.isdisjoint(wanted):
-        cross_entropy = F.softplus(log_odds, threshold=50.0)
-    if "cross_entropy" in wanted:
-        sums["cross_entropy"] = bins.sum(cross_entropy)
-    if "focal" in wanted:
-        focal = (
-            cross_entropy if gamma == 0 else torch.exp(F.softplus(-log_odds, threshold=50.0) * -gamma) * cross_entropy
-        )
-        sums["focal"] = bins.sum(focal)
+def _region_sums(sums: dict[str, Tensor], of_others: dict[int, Tensor]) -> dict[str, Tensor]:
+    """Add to the probabilities at the label of each class those where another class is the label."""
+    if "label" in sums:
+        sums["intersection"] = sums["label"]
+    if 1 in of_others:
+        sums["probability"] = sums["label"] + of_others[1]
+    if 2 in of_others:
+        sums["squared_probability"] = sums["label_squared"] + of_others[2]
     return sums
 
 
-def _region_sums(
-    log_odds: Tensor, of_others: dict[int, Tensor], wanted: Collection[str], bins: _Bins
-) -> dict[str, Tensor]:
-    """Sum the probabilities: the labels' by bins, to which those of the other classes are added."""
-    sums: dict[str, Tensor] = {}
-    if {"probability", "intersection", "squared_probability"}.isdisjoint(wanted):
-        return sums
-    of_label = torch.sigmoid(-log_odds)
-    if "probability" in wanted or "intersection" in wanted:
-        sums["intersection"] = bins.sum(of_label)
-    if "probability" in wanted:
-        sums["probability"] = sums["intersection"] + of_others[1]
-    if "squared_probability" in wanted:
-        sums["squared_probability"] = bins.sum(of_label.square()) + of_others[2]
-    return sums
-
-
-def _check_shapes(logits: Tensor, target: Tensor, pixel_weight: Tensor | None, wanted: Collection[str]) -> None:
+def _check_shapes(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    pixel_weight: Tensor | None,
+    keep: Tensor | HardExamples | None,
+    wanted: Collection[str],
+) -> None:
     unknown = set(wanted) - set(SUMS)
     if unknown:
         raise ValueError(f"unknown sums {sorted(unknown)}: choose from {', '.join(SUMS)}")
@@ -225,3 +223,5 @@ def _check_shapes(logits: Tensor, target: Tensor, pixel_weight: Tensor | None, w
         )
     if pixel_weight is not None and list(pixel_weight.shape) != expected:
         raise ValueError(f"pixel_weight must be [N, H, W] = {expected}, found {list(pixel_weight.shape)}")
+    if isinstance(keep, Tensor) and (list(keep.shape) != expected or keep.dtype != torch.bool):
+        raise ValueError(f"keep must be bool [N, H, W] = {expected}, found {keep.dtype} {list(keep.shape)}")

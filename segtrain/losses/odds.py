@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,33 @@ def label_odds(
     return log_odds, {power: sums[power] for power in powers}
 
 
+def two_class_odds(scores: Tensor, buckets: Tensor, *, class_dim: int) -> Tensor:
+    """Return the log-odds d `[N, P]` of `label_odds` for two classes: the other logit minus the label's.
+
+    buckets: integer `[N, P]`, 0 or 1, or 2 where the pixel is ignored, which gets d = 0 and no gradient.
+    """
+    log_odds: Tensor = _TwoClassOdds.apply(scores, buckets, class_dim)
+    return log_odds
+
+
+class _TwoClassOdds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, buckets: Tensor, class_dim: int) -> Tensor:
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        sign = (buckets == 0).to(dtype).sub_((buckets == 1).to(dtype))  # 0 where ignored
+        ctx.save_for_backward(sign)
+        ctx.class_dim, ctx.dtype = class_dim, scores.dtype
+        first, second = (score.to(dtype) for score in scores.unbind(class_dim))
+        return (second - first).mul_(sign).masked_fill_(buckets == 2, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (sign,) = ctx.saved_tensors
+        slope = (grad * sign).to(ctx.dtype)
+        return torch.stack((-slope, slope), dim=ctx.class_dim), None, None
+
+
 class _LabelOdds(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -46,8 +74,14 @@ class _LabelOdds(torch.autograd.Function):
         # The one full-size buffer: a copy of the scores without the label's, changed in place to e.
         others = scores.to(dtype, copy=True).scatter_(class_dim, index, -torch.inf)
         largest = others.amax(class_dim, keepdim=True).clamp_min_(torch.finfo(dtype).min)  # finite at C = 1 too
-        others.sub_(largest).exp_()
+        # Not the label's −inf but a share too small to count (its square is still a normal number): exp and products
+        # are many times slower for infinities and denormal numbers.
+        others.sub_(largest).clamp_min_(0.45 * math.log(torch.finfo(dtype).tiny)).exp_()
         total = others.sum(class_dim, keepdim=True).clamp_min_(1.0)  # the largest gives 1; at C = 1 there is none
+        broken = total.isnan().logical_and_(~valid.unsqueeze(class_dim))  # NaN or inf under an ignored label
+        if broken.is_cuda or broken.any():
+            others.masked_fill_(broken, 0.0)
+            total.masked_fill_(broken, 1.0)
         log_odds = (largest + total.log() - label_score).masked_fill_(~valid.unsqueeze(class_dim), 0.0)
         ctx.save_for_backward(others, total, log_odds, index, valid, factor)
         ctx.class_dim, ctx.dtype = class_dim, scores.dtype

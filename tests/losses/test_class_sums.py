@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from segtrain.errors import DataError
-from segtrain.losses.class_sums import SUMS, class_sums, masked_sums, sum_by_class, target_pixels
+from segtrain.losses.class_sums import SUMS, class_sums, target_pixels
+from segtrain.losses.pixel_sums import masked_sums, sum_by_class
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
@@ -160,6 +161,26 @@ def test_ignored_pixels_get_an_exactly_zero_gradient_whatever_their_logits(make_
     grad = gradient(disturbed, target, gamma=0.5)
     assert torch.equal(grad[ignored], torch.zeros_like(grad[ignored]))
     assert torch.equal(grad, gradient(logits, target, gamma=0.5))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["every class", "one class"])
+def test_ignored_pixels_count_nowhere_even_if_their_logits_are_not_finite(
+    make_batch: MakeBatch, classes: int, value: float, where: str
+) -> None:
+    logits, target = make_batch(classes=classes, dtype=torch.float32)
+    ignored = (target == 255).unsqueeze(1).expand_as(logits).clone()
+    if where == "one class":
+        ignored[:, 1:] = False
+    broken = logits.detach().masked_fill(ignored, value)
+    for layout in (broken, broken.contiguous(memory_format=torch.channels_last)):
+        same = logits.detach().clone(memory_format=torch.preserve_format)
+        same = same.contiguous(memory_format=torch.channels_last) if layout is not broken else same
+        assert torch.equal(total(layout, target), total(same, target))
+        grad = gradient(layout, target)
+        assert torch.equal(grad, gradient(same, target))
+        assert not grad[ignored].any()
 
 
 def test_deleting_ignored_pixels_equals_masking_them(make_batch: MakeBatch) -> None:
@@ -348,7 +369,8 @@ def test_sums_in_a_fixed_order_equal_scattered_ones() -> None:
     generator = torch.Generator().manual_seed(9)
     values = torch.rand(3, 50, generator=generator)
     buckets = torch.randint(0, 6, (3, 50), generator=generator)
-    torch.testing.assert_close(masked_sums(values, buckets, 5), sum_by_class(values, buckets, 5))
+    expected = sum_by_class(values, buckets, num_classes=5)
+    torch.testing.assert_close(masked_sums(values, buckets, num_classes=5), expected)
 
 
 def test_labels_out_of_range_are_named_with_their_number_of_pixels(make_batch: MakeBatch) -> None:
@@ -369,5 +391,9 @@ def test_shapes_and_types_that_do_not_fit_are_refused(make_batch: MakeBatch) -> 
         class_sums(target.unsqueeze(1), target)
     with pytest.raises(ValueError, match="pixel_weight"):
         class_sums(logits, target, pixel_weight=torch.ones(2, 6))
+    with pytest.raises(ValueError, match=r"keep must be bool \[N, H, W\] = \[2, 6, 7\], found torch.bool \[2, 42\]"):
+        class_sums(logits, target, keep=torch.ones(2, 42, dtype=torch.bool))
+    with pytest.raises(ValueError, match="keep must be bool"):
+        class_sums(logits, target, keep=torch.ones(2, 6, 7))
     with pytest.raises(ValueError, match="unknown sums"):
         class_sums(logits, target, wanted=("dice",))
