@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from segtrain.console import SECONDS_BETWEEN_PLAIN_LINES, say
 
+COLUMNS_FOR_PARTS = 120
+
 
 class TrainDisplay:
     """Shows steps, epoch, loss parts, images per second, the share of waiting for data, and the time left."""
@@ -24,7 +26,7 @@ class TrainDisplay:
         self._start_step = step
         self._start = self._last_line = time.monotonic()
         if console.is_terminal:
-            columns = (BarColumn(bar_width=16), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+            columns = (BarColumn(bar_width=10), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
             self._progress = Progress(*columns, console=console, transient=True)
             self._task = self._progress.add_task("starting", total=total_steps, completed=step)
 
@@ -41,12 +43,12 @@ class TrainDisplay:
 
     def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Show the state after `step`; `values` hold the loss parts, images_per_second and data_wait (0 to 1)."""
-        parts = (f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss_"))
-        losses = f"loss {values['loss']:.3f} ({' '.join(parts)})"
-        text = (
-            f"step {step}/{self.total_steps} epoch {epoch:.1f} {losses} "
-            f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
-        )
+        parts = " ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss_"))
+        speed = f"{values['images_per_second']:.0f} img/s wait {values['data_wait']:.0%}"
+        head, loss = f"step {step}/{self.total_steps} epoch {epoch:.1f}", f"loss {values['loss']:.3f}"
+        text = f"{head} {loss} ({parts}) {speed}" if parts else f"{head} {loss} {speed}"
+        if self._progress is not None and self.console.width < COLUMNS_FOR_PARTS:
+            text = f"{head} {loss} {speed}"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_PLAIN_LINES:
