@@ -1,4 +1,4 @@
-"""The command `scan`: count the pixels and images of each class in a split, and check its files."""
+"""The command `scan`: decode every image and mask of a split, count the pixels and images of each class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.on_bad=skip")
     parser.add_argument("--split", default="train", help="a key of data.splits; default: train")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads; default: one for each core, 16 at most")
-    parser.add_argument("--verify", action="store_true", help="trust no earlier scan, and decode images as a whole")
+    parser.add_argument("--verify", action="store_true", help="ignore the cache: read every file again")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor write the cache")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <output>/scan/<name>/<split>")
 

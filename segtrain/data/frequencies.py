@@ -146,10 +146,10 @@ def check_split(
     cache: bool = True,
     show_progress: bool = True,
 ) -> ScanResult:
-    """Look at every sample of a split: the header of its image, every pixel of its mask.
+    """Look at every sample of a split: decode its image and its mask, and count the mask's pixels.
 
-    Samples whose files kept size and time of change since an earlier scan are taken from the cache. `verify`
-    trusts neither: every mask is counted anew, and every image decoded as a whole.
+    Good samples whose files kept size and time of change since an earlier scan are taken from the cache; with
+    `verify` they are read again too, and the cache is written anew.
 
     Raises:
         DataError: bad files, all in one message (with data.on_bad: skip only if nothing else is left), or masks
@@ -157,8 +157,12 @@ def check_split(
     """
     listing = find_samples(data, split)
     store = ScanCache(data, split, rules=LabelRules.from_config(data))
-    look = _Look(data, store.load() if cache and not verify else {}, verify=verify)
-    shown = progress(f"scan {split}", len(listing.samples)) if show_progress else nullcontext(lambda count: None)
+    look = _Look(data, store.load() if cache and not verify else {})
+    shown = (
+        progress(f"check {split}: images and masks", len(listing.samples))
+        if show_progress
+        else nullcontext(lambda count: None)
+    )
     with shown as advance:
         found = _look_at_all(look, listing.samples, _num_workers(workers, len(listing.samples)), advance)
     good = [(sample, one) for sample, one in zip(listing.samples, found, strict=True) if not one.problems]
@@ -188,8 +192,8 @@ class Inspection:
 class _Look:
     """Looks at one sample, or remembers it; threads share it."""
 
-    def __init__(self, data: DataConfig, known: Mapping[str, Entry], *, verify: bool) -> None:
-        self._inspect = Inspector(data, decode_images=verify)
+    def __init__(self, data: DataConfig, known: Mapping[str, Entry]) -> None:
+        self._inspect = Inspector(data)
         self._known = known
 
     def __call__(self, sample: Sample) -> Inspection:

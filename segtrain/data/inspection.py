@@ -1,4 +1,4 @@
-"""Looks at one sample as the scan does: counts the values of its mask, and finds what is wrong with its files."""
+"""Looks at one sample as the scan does: decodes both files, counts the mask's values, finds what is wrong."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ from numpy.typing import NDArray
 
 from segtrain.config.schema import DataConfig
 from segtrain.data.formats import Problem, Sample
-from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header, read_header
-from segtrain.data.masks import LabelRules, decode_mask, explain_mode, histogram, narrow, read_checked, read_image
+from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header
+from segtrain.data.masks import LabelRules, decode_image, decode_mask, histogram, narrow, read_checked
 from segtrain.errors import DataError
 
 
 class Inspector:
-    """Looks at samples under the rules of a data section; threads may share it.
+    """Looks at samples under the rules of a data section; threads may share it."""
 
-    With `decode_images` the pixels of images are decoded too; otherwise their headers and ends are looked at.
-    """
-
-    def __init__(self, data: DataConfig, *, decode_images: bool = False) -> None:
+    def __init__(self, data: DataConfig) -> None:
         self.rules = LabelRules.from_config(data)
         self._max_pixels = data.max_pixels
         self._in_channels = len(data.normalize.mean)
-        self._decode_images = decode_images
 
     def __call__(self, sample: Sample) -> tuple[NDArray[np.int64], list[Problem]]:
         """Count the mask, int64 [C + 1] (the last entry: ignored pixels), and list what is wrong."""
@@ -42,16 +38,12 @@ class Inspector:
         return counts, problems
 
     def _check_image(self, path: Path) -> Header:
-        try:
-            with path.open("rb") as stream:
-                header = read_header(stream, path, max_pixels=self._max_pixels)
-        except OSError as error:
-            raise FileProblem(path, f"cannot be read ({error.strerror or error})") from error
-        reason = _explain_header(header, path) or explain_mode(header, self._in_channels)
+        data, header = read_checked(path, max_pixels=self._max_pixels)
+        reason = _explain_header(header, path)
         if reason:
             raise FileProblem(path, reason)
-        if self._decode_images:
-            read_image(path, in_channels=self._in_channels, max_pixels=self._max_pixels)
+        # Damage in the middle of a file shows in no header: only decoding finds it before training does.
+        decode_image(data, header, path=path, in_channels=self._in_channels)
         return header
 
     def _count_mask(self, sample: Sample, image: Header | None) -> NDArray[np.int64]:

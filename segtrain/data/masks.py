@@ -43,10 +43,11 @@ def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray
             other than 8 or 16 bits without sign, more than `max_pixels` pixels.
     """
     data, header = read_checked(path, max_pixels=max_pixels)
-    return _decode_image(data, header, path, in_channels)
+    return decode_image(data, header, path=path, in_channels=in_channels)
 
 
-def _decode_image(data: bytes, header: Header, path: Path, in_channels: int) -> AnyArray:
+def decode_image(data: bytes, header: Header, *, path: Path, in_channels: int) -> AnyArray:
+    """Decode the bytes of an image file whose header is known; see read_image."""
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
     reason = explain_mode(header, in_channels)

@@ -22,7 +22,7 @@ from segtrain.data.masks import LabelRules
 from segtrain.errors import SegtrainError
 from segtrain.files import write_whole
 
-CACHE_VERSION = 1  # raise it when the scan counts or checks in another way
+CACHE_VERSION = 2  # raise it when the scan counts or checks in another way
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Signature = tuple[int, int, int, int]
