@@ -137,14 +137,13 @@ def test_verify_notices_what_size_and_time_hide(data_config: Make, pair: Pair) -
     assert quiet(data_config()).pixels.tolist() == [2, 1, 2]  # and remembers
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
 @pytest.mark.parametrize("fill", [b"\0", b"\x55"])
 def test_damage_in_the_middle_of_an_image_is_found_by_the_first_scan(
-    data_config: Make, pair: Pair, suffix: str, fill: bytes
+    data_config: Make, pair: Pair, fill: bytes
 ) -> None:
     generator = np.random.default_rng(0)
     pair("good", generator.integers(0, 3, (64, 64)))
-    image = pair("a", generator.integers(0, 3, (64, 64)), image_suffix=suffix)[0]
+    image = pair("a", generator.integers(0, 3, (64, 64)))[0]
     content = bytearray(image.read_bytes())
     content[100:3000] = fill * 2900
     image.write_bytes(content)
