@@ -48,13 +48,20 @@ def find_samples(data: DataConfig, split: str) -> Listing:
 
 
 def ensure_data(data: DataConfig) -> None:
-    """Draw the data set of data.generate if its folder does not exist yet."""
-    root = data_root(data)
-    if data.generate is None or root.exists():
-        return
-    from segtrain.data.synthetic import generate  # only the quickstart needs it
+    """Draw the data set of data.generate if its folder does not exist yet.
 
-    generate(root, data.generate)
+    Raises:
+        DataError: the folder holds something else than this very set.
+    """
+    if data.generate is None:
+        return
+    from segtrain.data import synthetic  # only the quickstart needs it
+
+    root = data_root(data)
+    if root.exists():
+        synthetic.check_generated(root, data.generate)
+    else:
+        synthetic.generate(root, data.generate)
 
 
 def data_root(data: DataConfig) -> Path:
