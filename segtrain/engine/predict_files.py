@@ -27,6 +27,7 @@ from segtrain.errors import DataError, listing
 from segtrain.files import write_json, write_whole
 
 JPEG_QUALITY = 90
+OUTPUTS = ("index", "palette", "overlay")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Source:
 
 
 def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
-    """Return the images that files and folders name, sorted within each folder; what lies in `out` is left out.
+    """Return the images that files and folders name, sorted within each folder; own outputs are left out.
 
     Raises:
         DataError: nothing there, a folder without images, or two images that would be written to one name.
@@ -57,7 +58,8 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
         if path.is_dir():
             found = _images_below(path, out)
             if not found:
-                raise DataError(f"{path}: no images in this folder; looked for {' '.join(SUFFIXES)}")
+                own = f"; what lies in {' '.join(OUTPUTS)} of {out} is left out, as output of this command"
+                raise DataError(f"{path}: no images in this folder; looked for {' '.join(SUFFIXES)}{own}")
         elif path.is_file():
             found = [Source(path, path.stem)]
         else:
@@ -69,9 +71,11 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
 
 
 def _images_below(folder: Path, out: Path) -> list[Source]:
-    paths = sorted(image_files(folder))
-    if out.resolve() != folder.resolve():
-        paths = [path for path in paths if not path.resolve().is_relative_to(out.resolve())]
+    # `out` may be this folder, or lie in it: a second run must not take the masks of the first for images.
+    own = [(out / name).resolve() for name in OUTPUTS]
+    paths = [
+        path for path in sorted(image_files(folder)) if not any(path.resolve().is_relative_to(output) for output in own)
+    ]
     return [Source(path, path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
 
 
@@ -203,7 +207,7 @@ def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def _entry(source: Source, size: tuple[int, ...], out: Path) -> dict[str, Any]:
     with source.path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    files = dict(zip(("index", "palette", "overlay"), source.outputs(out), strict=True))
+    files = dict(zip(OUTPUTS, source.outputs(out), strict=True))
     return {
         "name": source.name,
         "source": str(source.path),

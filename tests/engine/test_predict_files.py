@@ -177,6 +177,14 @@ def test_own_outputs_and_hidden_files_are_no_inputs(tmp_path: Path) -> None:
     assert [source.name for source in found] == ["a"]
 
 
+@pytest.mark.parametrize("out", [".", "deep", ".."])
+def test_a_second_run_never_takes_the_outputs_of_the_first_for_images(tmp_path: Path, out: str) -> None:
+    for name in ("a.png", "deep/b.png"):
+        add_image(tmp_path / "in" / name)
+    for _ in range(2):
+        assert predict([tmp_path / "in"], tmp_path / "in" / out) == 2
+
+
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     add_image(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "in").mkdir()
