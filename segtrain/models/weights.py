@@ -20,8 +20,9 @@ from segtrain.errors import CheckpointError, ConfigError, some
 # What wrappers put before names: DistributedDataParallel, torch.compile, our own module, timm's feature extractors, ...
 WRAPPERS = ("module.", "_orig_mod.", "network.")
 ENCODER_WRAPPERS = (*WRAPPERS, "model.", "encoder.", "backbone.")
-# Under these keys, training frameworks keep the state dict in their checkpoints.
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "network")
+# Under these keys, training frameworks keep the state dict in their checkpoints. Averaged weights (`ema`) come first:
+# they are what evaluation and prediction use.
+CONTAINERS = ("ema", "model", "state_dict", "model_state_dict", "model_state", "network")
 
 # What the unpickler and the container formats raise for what a damaged file holds.
 DAMAGE = (
@@ -69,7 +70,7 @@ def read_file(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file: a bare one, or the one in a checkpoint (under `model`, `state_dict`, ...).
+    """Read the state dict in a file: a bare one, or the one in a checkpoint (`ema` before `model`, `state_dict`, ...).
 
     Raises:
         CheckpointError: as `read_file`, and when there are no named tensors.

@@ -140,3 +140,9 @@ def test_missing_files_and_folders_say_what_to_give(tmp_path: Path) -> None:
         build_model(ModelConfig(params=SMALL, init_from=str(tmp_path / "run")), 3)
     with pytest.raises(CheckpointError, match="does not exist"):
         start(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize(("ema", "expected"), [({"a": torch.ones(1)}, 1.0), (None, 0.0), (0.99, 0.0), ({}, 0.0)])
+def test_averaged_weights_of_a_checkpoint_come_before_the_raw_ones(tmp_path: Path, ema: Any, expected: float) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "ema": ema}, tmp_path / "best.pt")
+    assert read_tensors(tmp_path / "best.pt")["a"].item() == expected
