@@ -118,4 +118,10 @@ class LossConfig(Section):
             )
         if self.class_weights.scheme == "none" and weighted_region:
             raise ValueError("a region term asks for class_weights, but loss.class_weights.scheme is none")
+        if self.reduction == "weighted" and (self.class_weights.scheme == "none" or not pixel_terms):
+            missing = "pixel term (cross_entropy, focal)" if not pixel_terms else "class_weights"
+            raise ValueError(
+                f"reduction: weighted divides pixel terms by the sum of their class weights; there is no {missing}, so "
+                "it would change nothing: add it, or drop reduction"
+            )
         return self

@@ -59,6 +59,16 @@ class NormalizeConfig(Section):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[Positive, ...] = IMAGENET_STD
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _fractions(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"mean and std are fractions of the value range, from 0 to 1, found {list(values)}: divide numbers "
+                "meant for values of 0 to 255 by 255"
+            )
+        return values
+
     @model_validator(mode="after")
     def _same_length(self) -> NormalizeConfig:
         if len(self.mean) != len(self.std):

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from segtrain.config.sections import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"expected [smallest, largest], found {list(limits)}")
+    return limits
+
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
@@ -16,14 +28,8 @@ class RandomScale(Section):
     """Resize image and mask by a factor drawn log-uniformly from `limits`."""
 
     name: Literal["random_scale"]
-    limits: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0)
+    limits: Range = (0.5, 2.0)
     p: Probability = 1.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RandomScale:
-        if self.limits[0] > self.limits[1]:
-            raise ValueError(f"limits are [smallest, largest], found {list(self.limits)}")
-        return self
 
 
 class Crop(Section):
@@ -84,7 +90,7 @@ class Blur(Section):
     """Gaussian blur with a standard deviation drawn from `sigma` in pixels."""
 
     name: Literal["blur"]
-    sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 1.5)
+    sigma: Range = (0.5, 1.5)
     p: Probability = 0.2
 
 
@@ -92,7 +98,7 @@ class Noise(Section):
     """Gaussian noise with a standard deviation drawn from `std`, as a fraction of the value range."""
 
     name: Literal["noise"]
-    std: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.01, 0.05)
+    std: FractionRange = (0.01, 0.05)
     p: Probability = 0.2
 
 

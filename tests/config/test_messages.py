@@ -79,6 +79,14 @@ def test_all_problems_of_a_file_are_told_at_once_with_line_key_and_suggestion(tr
         ("loss: {terms: []}\n", "loss.terms: found [] (a list of 0), expected a list not empty"),
         ("loss: {terms: dice}\n", "loss.terms: found 'dice' (text), expected a list"),
         ("loss: {terms: [dice]}\n", "loss.terms.0: found 'dice' (text), expected a section"),
+        (
+            "loss: {terms: [{name: cross_entropy}], reduction: weighted}\n",
+            "loss: reduction: weighted divides pixel terms by the sum of their class weights; there is no class",
+        ),
+        (
+            "loss: {terms: [{name: dice, class_weights: true}], class_weights: {scheme: enet}, reduction: weighted}\n",
+            "there is no pixel term (cross_entropy, focal), so it would change nothing",
+        ),
         ("optimizer: sgd\n", "optimizer: found 'sgd' (text), expected a section"),
         ("optimizer: {lr: -1}\n", "optimizer.lr: found -1 (a whole number), expected a number above 0"),
         ("optimizer: {name: 3, lr: 1}\n", "optimizer.name: found 3 (a whole number); expected one of: adamw, sgd"),
@@ -123,6 +131,27 @@ def test_a_wrong_value_is_told_in_one_line_of_words(training_file: Write, more: 
             "data.label_map: masks hold values from 0 to 65535, so none can be -1, 65536",
         ),
         ("{root: r, classes: [a, a]}", "data.classes: class names must be distinct"),
+        (
+            "{root: r, classes: [a, b], normalize: {mean: [124, 116, 104], std: [0.2, 0.2, 0.2]}}",
+            "data.normalize.mean: mean and std are fractions of the value range, from 0 to 1, "
+            "found [124.0, 116.0, 104.0]: divide numbers meant for values of 0 to 255 by 255",
+        ),
+        (
+            "{root: r, classes: [a, b], normalize: {mean: [0, 0, 0], std: [58, 57, 57]}}",
+            "data.normalize.std: mean and std are fractions of the value range",
+        ),
+        (
+            "{root: r, classes: [a, b], train_transforms: [{name: random_scale, limits: [2, 1]}]}",
+            "data.train_transforms.0.limits: expected [smallest, largest], found [2.0, 1.0]",
+        ),
+        (
+            "{root: r, classes: [a, b], train_transforms: [{name: blur, sigma: [1.5, 0.5]}]}",
+            "data.train_transforms.0.sigma: expected [smallest, largest], found [1.5, 0.5]",
+        ),
+        (
+            "{root: r, classes: [a, b], train_transforms: [{name: noise, std: [0.5, 0.1]}]}",
+            "data.train_transforms.0.std: expected [smallest, largest], found [0.5, 0.1]",
+        ),
         ("{root: r, classes: [a, b], splits: {train: t}}", "data.splits has no 'val'"),
         ("{root: r, classes: {a: 1}}", "data.classes: found {'a': 1} (a mapping), expected a list"),
         ("{root: r, classes: [a, 3]}", "data.classes.1: found 3 (a whole number), expected a section with name"),
