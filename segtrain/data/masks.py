@@ -25,7 +25,7 @@ GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
 COLOR_MASK = (
     "colour masks are not index masks: a mask has one channel whose values are class numbers. Save the palette "
-    "indices (PNG mode P), convert the colours to class numbers once, or, if the channels are equal, save one of them"
+    "indices (PNG mode P), or convert the colours to class numbers once"
 )
 
 
@@ -75,11 +75,13 @@ def explain_mode(header: Header, in_channels: int) -> str:
 def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
     """Read the raw values of a mask: palette indices and 16-bit numbers unchanged.
 
+    Grey that is stored as colour (R, G and B equal everywhere, as in every WebP file) is one number for each pixel too.
+
     Returns:
         uint8 or uint16 (int32 for 32-bit TIFF) [H, W].
 
     Raises:
-        FileProblem: unreadable or truncated file, colours, more than `max_pixels` pixels.
+        FileProblem: unreadable or truncated file, colours, transparent pixels, more than `max_pixels` pixels.
     """
     data, header = read_checked(path, max_pixels=max_pixels)
     return decode_mask(data, header, path=path)
@@ -90,7 +92,7 @@ def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
     if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
-        raise FileProblem(path, f"{header.mode} {header.kind}: {COLOR_MASK}")
+        return _one_channel(_decode(data, path), header, path)
     if header.mode not in ("P", "1", "I"):
         pixels = _decode(data, path)
         if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
@@ -103,6 +105,19 @@ def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     except (SyntaxError, OSError, ValueError, EOFError) as error:
         raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def _one_channel(pixels: AnyArray, header: Header, path: Path) -> AnyArray:
+    """The common value of the channels of an opaque mask, [H, W]; raises FileProblem where they differ."""
+    kind = f"{header.mode} {header.kind}"
+    if header.mode not in ("RGB", "RGBA", "LA") or pixels.dtype not in (np.uint8, np.uint16):
+        raise FileProblem(path, f"{kind}: {COLOR_MASK}")
+    blue, green, red = (pixels[:, :, channel] for channel in range(3))
+    if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
+        raise FileProblem(path, f"{kind}: {COLOR_MASK}")
+    if pixels.shape[2] == 4 and not (pixels[:, :, 3] == np.iinfo(pixels.dtype).max).all():
+        raise FileProblem(path, f"{kind}: some pixels are transparent; save the mask without an alpha channel")
+    return np.ascontiguousarray(blue)
 
 
 def _unscale(pixels: AnyArray, data: bytes, header: Header) -> AnyArray:

@@ -274,7 +274,7 @@ def _spoil(pair: Pair) -> dict[str, str]:
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.new("RGB", (3, 2)).save(pair("rotated", MASK, image_suffix=".jpg")[0], exif=exif)
-    Image.new("RGB", (3, 2)).save(pair("colours", MASK)[1])
+    Image.new("RGB", (3, 2), "red").save(pair("colours", MASK)[1])
     return {
         "unknown_label": "unknown mask values: 7 (2 pixels)",
         "size_mismatch": "the mask is 3x2, its image 4x5",

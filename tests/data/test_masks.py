@@ -70,11 +70,32 @@ def test_grey_masks_of_2_and_4_bits_are_not_stretched(tmp_path: Path, bits: int,
     np.testing.assert_array_equal(read_mask(path, max_pixels=LIMIT), [ids])
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 3), (4, 4, 4), (4, 4, 2)])
-def test_colour_masks_are_refused_with_what_to_do(save: Callable[..., Path], shape: tuple[int, ...]) -> None:
-    path = save("mask.png", np.zeros(shape, np.uint8))
+@pytest.mark.parametrize("channel", [0, 1, 2])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_masks_are_refused_with_what_to_do(save: Callable[..., Path], channels: int, channel: int) -> None:
+    pixels = np.full((4, 4, channels), 255, np.uint8)
+    pixels[3, 2, channel] = 254
     with pytest.raises(FileProblem, match=r"colour masks are not index masks.*palette indices"):
-        read_mask(path, max_pixels=LIMIT)
+        read_mask(save("mask.png", pixels), max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [(".webp", 3), (".webp", 4), (".png", 3), (".png", 4), (".png", 2)])
+def test_grey_stored_as_colour_is_read_as_grey(save: Callable[..., Path], suffix: str, channels: int) -> None:
+    pixels = np.repeat(IDS[:, :, None], channels, axis=2)
+    if channels in (2, 4):
+        pixels[:, :, -1] = 255
+    options = {"lossless": True} if suffix == ".webp" else {}
+    mask = read_mask(save(f"mask{suffix}", pixels, **options), max_pixels=LIMIT)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, IDS)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_transparent_pixels_of_masks_are_refused(save: Callable[..., Path], channels: int) -> None:
+    pixels = np.zeros((4, 4, channels), np.uint8)
+    pixels[1:, :, -1] = 255
+    with pytest.raises(FileProblem, match="some pixels are transparent"):
+        read_mask(save("mask.png", pixels), max_pixels=LIMIT)
 
 
 def test_masks_of_fractions_are_refused(save: Callable[..., Path]) -> None:
