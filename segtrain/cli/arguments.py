@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from segtrain.engine.checkpoint import LoadedRun
 
 
+# What may be changed of a run that is finished: the rest is in its weights already, or belongs to training.
+CHANGEABLE_SECTIONS = ("data", "evaluate")
+CHANGEABLE_KEYS = ("device", "train.precision", "train.channels_last")
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     try:
@@ -35,10 +40,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_run(args: argparse.Namespace, *, overrides: Sequence[str] = ()) -> tuple[LoadedRun, Config]:
-    """Load the run that the arguments name, and return it with its config, --tile applied."""
+    """Load the run that the arguments name, and return it with its config, --tile applied.
+
+    Raises:
+        ConfigError: an override of a setting that changes nothing once a run is finished.
+    """
     from segtrain.config.schema import TileConfig
     from segtrain.engine.checkpoint import load_run
 
+    _refuse_without_effect(overrides)
     loaded = load_run(args.run, device=args.device, which=args.checkpoint, overrides=overrides)
     if args.tile is None:
         return loaded, loaded.config
@@ -49,3 +59,21 @@ def open_run(args: argparse.Namespace, *, overrides: Sequence[str] = ()) -> tupl
         else section.tile.model_copy(update={"size": tuple(args.tile)})
     )
     return loaded, loaded.config.model_copy(update={"evaluate": section.model_copy(update={"tile": tile})})
+
+
+def _refuse_without_effect(overrides: Sequence[str]) -> None:
+    from segtrain.errors import ConfigError, listing
+
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    idle = [
+        key
+        for key in keys
+        if key not in CHANGEABLE_KEYS and not any((key + ".").startswith(f"{name}.") for name in CHANGEABLE_SECTIONS)
+    ]
+    if idle:
+        allowed = ", ".join([*(f"{name}.*" for name in CHANGEABLE_SECTIONS), *CHANGEABLE_KEYS])
+        raise ConfigError(
+            listing(
+                f"overrides without effect on a finished run (those with one: {allowed})", list(dict.fromkeys(idle))
+            )
+        )

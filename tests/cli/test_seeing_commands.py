@@ -46,6 +46,11 @@ def test_evaluate_prints_the_table_and_writes_the_files(trained: Path, capsys: p
     assert sum(map(sum, content["confusion"]["matrix"])) == 2 * 24 * 31
 
 
+def test_what_still_has_an_effect_may_be_overridden(trained: Path) -> None:
+    overrides = ["data.workers=0", "evaluate.batch_size=1", "train.precision=bf16", "train.channels_last=true"]
+    assert main(["evaluate", str(trained), *overrides, "device=cpu"]) == 0
+
+
 def test_evaluate_in_tiles_into_a_folder_of_choice(trained: Path, tmp_path: Path) -> None:
     checkpoint = trained / "checkpoints" / "best.pt"
     assert main(["evaluate", str(checkpoint), "--tile", "16", "24", "--out", str(tmp_path / "numbers")]) == 0
@@ -96,6 +101,12 @@ def test_predict_takes_settings_and_tiles(trained: Path, tmp_path: Path) -> None
         (["evaluate", "RUN", "--checkpoint", "first"], "invalid choice: 'first'"),
         (["evaluate", "RUN", "--device", "gpu"], "device"),
         (["evaluate", "RUN", "evaluate.batchsize=1"], "did you mean 'batch_size'?"),
+        (
+            ["evaluate", "RUN", "model.arch=unet"],
+            "without effect on a finished run (those with one: data.*, evaluate.*,",
+        ),
+        (["evaluate", "RUN", "train.steps=5", "loss=auto"], "  train.steps\n  loss\n"),
+        (["visualize", "RUN", "datas.root=x"], "datas.root"),
         (["evaluate", "nowhere"], "nowhere does not exist"),
         (
             ["visualize", "RUN", "--classes", "dots"],
@@ -106,6 +117,7 @@ def test_predict_takes_settings_and_tiles(trained: Path, tmp_path: Path) -> None
         (["predict", "RUN", "EMPTY", "--out", "OUT"], "no images in this folder"),
         (["predict", "RUN", "EMPTY"], "required: --out"),
         (["predict", "RUN", "IMAGES", "--out", "OUT", "--set", "evaluate.batchsize=1"], "did you mean 'batch_size'?"),
+        (["predict", "RUN", "IMAGES", "--out", "OUT", "--set", "seed=1"], "without effect on a finished run"),
     ],
 )
 def test_wrong_arguments_get_one_clear_answer(
