@@ -90,7 +90,7 @@ def train(
             except torch.OutOfMemoryError as error:
                 raise SegtrainError(OUT_OF_MEMORY) from error
             except Interrupted:
-                _save_and_tell(run, console)
+                say(console, f"stopped by a signal after step {run.state.step}; go on with train.resume=auto")
                 best = run.best_path if run.best_path.is_file() else None
                 return TrainResult(run.folder, best, None, run.state.step, stop.signal)
             means = {f"best/{key}": value for key, value in evaluation.scores.items() if "/" not in key}
@@ -102,7 +102,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     """Step and evaluate until the end or early stopping; return the best evaluation seen here.
 
     Raises:
-        Interrupted: a signal came; the step that it came in is done.
+        Interrupted: a signal came; the step that it came in is done, and the state saved.
     """
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
@@ -110,8 +110,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     meter = Meter()
     saved = time.monotonic()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
-        while True:
-            stop.check()
+        while not stop.requested:
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
                 evaluation = _evaluate(run, stop, display)
                 meter.restart()
@@ -131,14 +130,12 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             if time.monotonic() - saved >= run.config.train.save_every_seconds:
                 save_checkpoint(run.last_path, run.resume_payload())
                 saved = time.monotonic()
+    if stop.requested:
+        save_checkpoint(run.last_path, run.resume_payload())
+        raise Interrupted
     if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
-
-
-def _save_and_tell(run: Run, console: Console) -> None:
-    save_checkpoint(run.last_path, run.resume_payload())
-    say(console, f"stopped by a signal after step {run.state.step}; go on with train.resume=auto")
 
 
 def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
@@ -211,6 +208,7 @@ def _apply_gradients(run: Run, loss: Tensor, buffers: list[Tensor]) -> Tensor:
 def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
     state = run.state
+    # an evaluation can take long, and a signal leaves it at once
     save_checkpoint(run.last_path, run.resume_payload())
     evaluation = _evaluate_val(run, stop)
     state.evaluated_step = state.step
@@ -255,7 +253,10 @@ def _evaluate_val(run: Run, stop: StopRequest) -> Evaluation:
 
 
 def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:
-    """Evaluate the best checkpoint again: after a resume its evaluation is no longer at hand."""
+    """Evaluate the best checkpoint again: after a resume its evaluation is no longer at hand.
+
+    The run's own weights are gone then: they are in last.pt.
+    """
     path = run.best_path if run.best_path.is_file() else run.last_path
     payload = load_checkpoint(path)
     load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
