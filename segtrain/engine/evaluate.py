@@ -73,7 +73,8 @@ def evaluate(
             target [h, w], prediction [h, w]), all on the CPU.
     """
     if data is None:
-        data = EvalDataset(check_split(config.data, split, show_progress=show_progress).samples, config.data, split=split)
+        samples = check_split(config.data, split, show_progress=show_progress).samples
+        data = EvalDataset(samples, config.data, split=split)
     if device is not None:
         model = model.to(device)
     if normalize is None:
