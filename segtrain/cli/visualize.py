@@ -24,13 +24,23 @@ def run(args: argparse.Namespace) -> int:
     from segtrain.data.dataset import EvalDataset
     from segtrain.data.frequencies import check_split
     from segtrain.report.gallery import write_gallery
-    from segtrain.report.worst import choose_classes, find_worst
+    from segtrain.report.worst import choose_classes, find_worst, present_classes
 
     loaded, config = open_run(args, overrides=args.overrides)
     names = config.data.class_names
     scan = check_split(config.data, args.split)
     rarest = scan.frequencies if loaded.frequencies is None else loaded.frequencies
-    classes = choose_classes(args.classes, names, pixels=rarest.pixels, tail_fraction=config.evaluate.tail_fraction)
+    tail = config.evaluate.tail_fraction
+    classes = choose_classes(args.classes, names, pixels=rarest.pixels, tail_fraction=tail)
+    console = make_console()
+    if args.classes is None:
+        absent = classes
+        split_pixels = scan.frequencies.pixels
+        classes = present_classes(classes, pixels=rarest.pixels, split_pixels=split_pixels, tail_fraction=tail)
+        if classes != absent:
+            text = ", ".join(names[index] for index in absent)
+            taken = ", ".join(names[index] for index in classes)
+            say(console, f"split {args.split!r} holds none of the rarest classes ({text}): {taken} instead")
     data = EvalDataset(scan.samples, config.data, split=args.split)
     found = find_worst(
         config,
@@ -43,10 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )
     out = args.out or loaded.folder / "visualization" / args.split
     page = write_gallery(found, out, data=data, config=config, checkpoint=loaded.path, step=loaded.step)
-    console = make_console()
-    say(
-        console,
-        f"{len(found.images)} of the {found.num_holding} images that hold {', '.join(found.class_names)}, worst first",
-    )
+    looked_at = f"the {found.num_concerned} images that hold {', '.join(found.class_names)} or were predicted to"
+    say(console, f"{len(found.images)} of {looked_at}, worst first")
     say(console, f"open {page}")
     return 0

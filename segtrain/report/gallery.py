@@ -49,8 +49,11 @@ def write_gallery(worst: Worst, out: Path, *, data: EvalDataset, config: Config,
 
 
 def describe(image: WorstImage) -> str:
-    """Return the caption of a panel: name and IoU of each named class that the image holds."""
-    each = ", ".join(f"{name} {value:.3f}" for name, value in image.class_iou.items())
+    """Return the caption of a panel: name and IoU of each named class that the image holds, or was predicted to."""
+    each = ", ".join(
+        f"{name} {value:.3f}" + (" (invented)" if name in image.invented else "")
+        for name, value in image.class_iou.items()
+    )
     return f"{image.name} · IoU {each}" + (f" · mean {image.iou:.3f}" if len(image.class_iou) > 1 else "")
 
 
@@ -78,6 +81,8 @@ def _entry(image: WorstImage, rank: int, file: str, size: tuple[int, int]) -> di
         "name": image.name,
         "iou": image.iou,
         "class_iou": image.class_iou,
+        "invented": list(image.invented),
+        "wrong_pixels": image.num_wrong,
         "file": file,
         "width": size[0],
         "height": size[1],

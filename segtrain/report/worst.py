@@ -21,12 +21,18 @@ from segtrain.metrics import ConfusionMatrix, tail_classes
 
 @dataclass(frozen=True)
 class WorstImage:
-    """One image: its place in the data, its name, its IoU over the named classes that it holds, and that of each."""
+    """One image: its place in the data, its name, and how the named classes that it holds or is said to hold fare.
+
+    iou: mean of class_iou. invented: those of class_iou that the target does not hold; their IoU is 0. num_wrong:
+    pixels missed or invented, summed over the named classes.
+    """
 
     index: int
     name: str
     iou: float
     class_iou: dict[str, float]
+    invented: tuple[str, ...]
+    num_wrong: int
     packed: bytes
     dtype: str
     shape: tuple[int, int]
@@ -36,15 +42,23 @@ class WorstImage:
         """The predicted classes, [H, W]."""
         return np.frombuffer(zlib.decompress(self.packed), dtype=self.dtype).reshape(self.shape)
 
+    @property
+    def rank(self) -> tuple[float, int, str]:
+        """Sorts worst first: lowest IoU, then most wrong pixels, then by name."""
+        return self.iou, -self.num_wrong, self.name
+
 
 @dataclass(frozen=True)
 class Worst:
-    """Images, worst first; num_holding: how many images hold the classes; split_iou: of the classes on all images."""
+    """Images, worst first; split_iou: IoU of the named classes over all images.
+
+    num_concerned: how many images hold any of the classes, or were predicted to.
+    """
 
     images: list[WorstImage]
     classes: tuple[int, ...]
     class_names: tuple[str, ...]
-    num_holding: int
+    num_concerned: int
     num_images: int
     split: str
     split_iou: dict[str, float]
@@ -72,6 +86,24 @@ def choose_classes(
     return tuple(chosen)
 
 
+def present_classes(
+    classes: tuple[int, ...],
+    *,
+    pixels: Sequence[int] | npt.NDArray[np.int64],
+    split_pixels: Sequence[int] | npt.NDArray[np.int64],
+    tail_fraction: float,
+) -> tuple[int, ...]:
+    """Return `classes`, or, where the split holds none of them, the rarest that it holds.
+
+    pixels: count of each class in training; split_pixels: in the split; both [C].
+    """
+    held = np.asarray(split_pixels) > 0
+    if held[list(classes)].any():
+        return classes
+    # What the split holds but training does not has no place in the order of training.
+    return tail_classes(np.asarray(pixels) * held, tail_fraction) or tail_classes(split_pixels, tail_fraction)
+
+
 def find_worst(
     config: Config,
     *,
@@ -83,12 +115,13 @@ def find_worst(
     num_worst: int,
     show_progress: bool = True,
 ) -> Worst:
-    """Evaluate `data` and return the images with the lowest IoU over the named classes, ties by name.
+    """Evaluate `data` and return the images with the lowest IoU over the named classes; ties: most wrong pixels first.
 
-    An image counts if its target holds any of the classes; its IoU is the mean over those that it holds.
+    An image counts if any of the classes is in its target or predicted where the target is not ignored. Its IoU is the
+    mean over these classes: a class that is predicted but absent from the target has IoU 0.
 
     Raises:
-        DataError: no image holds any of the classes.
+        DataError: no image holds any of the classes, and none was predicted to.
     """
     keeper = _Keeper(config, data, classes, num_worst)
     evaluation = evaluate(
@@ -101,15 +134,16 @@ def find_worst(
         show_progress=show_progress,
     )
     names = tuple(config.data.class_names[index] for index in classes)
-    if not keeper.num_holding:
+    if not keeper.num_concerned:
         raise DataError(
-            f"no image of split {split!r} holds {' or '.join(names)}: choose other --classes, or another --split"
+            f"no image of split {split!r} holds {' or '.join(names)}, or was predicted to: choose other --classes, or "
+            "another --split"
         )
     return Worst(
         images=keeper.images,
         classes=tuple(classes),
         class_names=names,
-        num_holding=keeper.num_holding,
+        num_concerned=keeper.num_concerned,
         num_images=evaluation.num_images,
         split=split,
         split_iou={name: evaluation.scores[f"iou/{name}"] for name in names},
@@ -125,31 +159,35 @@ class _Keeper:
         self._classes = classes
         self._num_worst = num_worst
         self.images: list[WorstImage] = []
-        self.num_holding = 0
+        self.num_concerned = 0
 
     def take(self, index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         """Keep the image if it is among the worst so far; the signature of `evaluate`'s on_image."""
         names = self._config.data.class_names
         confusion = ConfusionMatrix(len(names), ignore_index=self._config.data.ignore_index)
         confusion.update(prediction[None], target[None])
-        held = [number for number in self._classes if confusion.images[number]]
-        if not held:
-            return
-        self.num_holding += 1
         each = confusion.iou()
-        iou = float(each[held].mean())
+        concerned = [number for number in self._classes if not each[number].isnan()]  # in target or prediction
+        if not concerned:
+            return
+        self.num_concerned += 1
+        matrix = confusion.matrix
+        wrong = matrix.sum(dim=0) + matrix.sum(dim=1) - 2 * matrix.diagonal()
+        iou, num_wrong = float(each[concerned].mean()), int(wrong[concerned].sum())
         name = self._data.samples[index].name
-        if len(self.images) == self._num_worst and (iou, name) > (self.images[-1].iou, self.images[-1].name):
+        if len(self.images) == self._num_worst and (iou, -num_wrong, name) > self.images[-1].rank:
             return
         classes = prediction.numpy()
         kept = WorstImage(
             index=index,
             name=name,
             iou=iou,
-            class_iou={names[number]: float(each[number]) for number in held},
+            class_iou={names[number]: float(each[number]) for number in concerned},
+            invented=tuple(names[number] for number in concerned if not confusion.images[number]),
+            num_wrong=num_wrong,
             packed=zlib.compress(classes.tobytes(), 1),
             dtype=classes.dtype.str,
             shape=(classes.shape[0], classes.shape[1]),
         )
-        bisect.insort(self.images, kept, key=lambda one: (one.iou, one.name))
+        bisect.insort(self.images, kept, key=lambda one: one.rank)
         del self.images[self._num_worst :]

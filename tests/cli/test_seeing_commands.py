@@ -60,7 +60,7 @@ def test_evaluate_in_tiles_into_a_folder_of_choice(trained: Path, tmp_path: Path
 def test_visualize_writes_a_page(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["visualize", str(trained), "--split", "test", "--classes", "block,dot", "--worst", "1"]) == 0
     told = capsys.readouterr().out
-    assert "1 of the 2 images that hold block, dot" in told
+    assert "1 of the 2 images that hold block, dot or were predicted to" in told
     page = trained / "visualization" / "test" / "index.html"
     assert str(page) in told.replace("\n", "")
     assert len(list((page.parent / "panels").iterdir())) == 1
@@ -68,7 +68,18 @@ def test_visualize_writes_a_page(trained: Path, capsys: pytest.CaptureFixture[st
 
 def test_visualize_takes_the_rarest_class_by_itself(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["visualize", str(trained)]) == 0
-    assert "1 of the 1 images that hold dot" in capsys.readouterr().out
+    assert "images that hold dot or were predicted to" in capsys.readouterr().out
+
+
+def test_visualize_takes_other_classes_where_the_split_lacks_the_rarest(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "dataset" / "masks" / "val").iterdir():
+        mask = np.array(Image.open(path))
+        mask[mask == 2] = 0
+        Image.fromarray(mask).save(path)
+    assert main(["visualize", str(trained)]) == 0
+    assert "split 'val' holds none of the rarest classes (dot): block instead" in capsys.readouterr().out
 
 
 def test_predict_never_overwrites_unless_told_to(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

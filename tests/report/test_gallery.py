@@ -23,7 +23,7 @@ from segtrain.data.formats import find_samples
 from segtrain.drawing import ERROR_COLORS
 from segtrain.errors import ConfigError, DataError
 from segtrain.report.gallery import write_gallery
-from segtrain.report.worst import Worst, choose_classes, find_worst
+from segtrain.report.worst import Worst, choose_classes, find_worst, present_classes
 
 NAMES = ("ground", "crack", "stain", "<b>bold</b> & co")
 
@@ -81,24 +81,27 @@ def worst_of(config: Config, classes: tuple[int, ...] = (1,), num_worst: int = 2
     return found, data
 
 
-def test_worst_images_come_first_ties_by_name_and_without_the_class_not_at_all(config: Config) -> None:
+def test_worst_images_come_first_invented_ones_among_them_ties_by_wrong_pixels_and_name(config: Config) -> None:
     worst, _ = worst_of(config)
     assert [(image.name, image.iou) for image in worst.images] == [
+        ("clean", 0.0),
         ("none#a", 0.0),
         ("sub/none b", 0.0),
         ("half", 0.5),
         ("whole", 1.0),
     ]
-    assert (worst.num_holding, worst.num_images) == (4, 5)
+    assert [image.num_wrong for image in worst.images] == [40, 32, 32, 16, 0]
+    assert [image.invented for image in worst.images] == [("crack",), (), (), (), ()]
+    assert (worst.num_concerned, worst.num_images) == (5, 5)
     # 4 + 2 columns of 8 pixels hit, 16 in the targets, 5 columns invented in `clean`.
     assert worst.split_iou == {"crack": pytest.approx(6 / 21)}
 
 
 def test_no_more_are_kept_than_asked_for_and_predictions_survive(config: Config) -> None:
-    worst, _ = worst_of(config, num_worst=3)
-    assert [image.name for image in worst.images] == ["none#a", "sub/none b", "half"]
-    assert worst.num_holding == 4
-    assert worst.images[2].prediction[:, 2:6].tolist() == [[1, 1, 0, 0]] * 8
+    worst, _ = worst_of(config, num_worst=4)
+    assert [image.name for image in worst.images] == ["clean", "none#a", "sub/none b", "half"]
+    assert worst.num_concerned == 5
+    assert worst.images[3].prediction[:, 2:6].tolist() == [[1, 1, 0, 0]] * 8
 
 
 def test_iou_of_several_classes_is_the_mean_of_those_the_image_holds(config: Config) -> None:
@@ -106,11 +109,11 @@ def test_iou_of_several_classes_is_the_mean_of_those_the_image_holds(config: Con
     half = next(image for image in worst.images if image.name == "half")
     assert half.class_iou == {"ground": pytest.approx(6 / 8), "crack": 0.5}
     assert half.iou == pytest.approx((6 / 8 + 0.5) / 2)
-    assert worst.num_holding == 5
+    assert worst.num_concerned == 5
 
 
 def test_no_image_with_the_class_is_a_clear_error(config: Config) -> None:
-    with pytest.raises(DataError, match="no image of split 'val' holds stain"):
+    with pytest.raises(DataError, match="no image of split 'val' holds stain, or was predicted to"):
         worst_of(config, classes=(2,))
 
 
@@ -123,6 +126,13 @@ def test_classes_are_named_or_the_rarest() -> None:
         choose_classes("crak", **choose)
     with pytest.raises(ConfigError, match="names no class"):
         choose_classes(" , ", **choose)
+
+
+def test_rare_classes_that_the_split_lacks_give_way_to_the_rarest_it_holds() -> None:
+    choose = {"pixels": [90, 2, 5, 0], "tail_fraction": 0.5}
+    assert present_classes((1, 2), split_pixels=[9, 0, 1, 0], **choose) == (1, 2)
+    assert present_classes((1,), split_pixels=[9, 0, 1, 0], **choose) == (2,)
+    assert present_classes((1,), split_pixels=[0, 0, 0, 3], **choose) == (3,)
 
 
 class Links(HTMLParser):
@@ -152,12 +162,14 @@ def write(config: Config, out: Path, **options: Any) -> Path:
 def test_page_links_only_to_files_beside_it(config: Config, tmp_path: Path) -> None:
     page = write(config, tmp_path / "out")
     found = Links(page.read_text(encoding="utf-8"))
-    assert len(found.links) == 8
+    assert len(found.links) == 10
     assert all((page.parent / unquote(link)).is_file() for link in found.links)
     assert not any(re.match(r"[a-z]+:|/", link) for link in found.links)
-    assert len(found.alts) == 4
-    assert "none#a" in found.alts[0]
-    assert "crack 0.000" in found.alts[0]
+    assert len(found.alts) == 5
+    assert "clean" in found.alts[0]
+    assert "crack 0.000 (invented)" in found.alts[0]
+    assert "crack 0.000" in found.alts[1]
+    assert "invented" not in found.alts[1]
 
 
 def test_names_are_text_never_markup(config: Config, tmp_path: Path) -> None:
@@ -173,8 +185,8 @@ def test_panels_of_an_earlier_page_are_removed_and_other_files_left(config: Conf
     write(config, out)
     (out / "panels" / "mine.png").write_bytes(b"kept")
     write(config, out, num_worst=1)
-    assert sorted(path.name for path in (out / "panels").iterdir()) == ["001_none_a.png", "mine.png"]
-    assert [entry["name"] for entry in json.loads((out / "panels.json").read_text())["panels"]] == ["none#a"]
+    assert sorted(path.name for path in (out / "panels").iterdir()) == ["001_clean.png", "mine.png"]
+    assert [entry["name"] for entry in json.loads((out / "panels.json").read_text())["panels"]] == ["clean"]
 
 
 @pytest.mark.parametrize("record", ["{", "[]", '{"panels": [1]}', '{"panels": [{"name": "a"}]}'])
@@ -185,15 +197,16 @@ def test_a_damaged_record_deletes_nothing_and_is_told(
     write(config, out)
     (out / "panels.json").write_text(record)
     write(config, out, num_worst=1)
-    assert len(list((out / "panels").iterdir())) == 4
+    assert len(list((out / "panels").iterdir())) == 5
     assert "panels.json is damaged" in capsys.readouterr().err
     assert len(json.loads((out / "panels.json").read_text())["panels"]) == 1
 
 
 def test_panels_show_misses_in_their_colour(config: Config, tmp_path: Path) -> None:
-    page = write(config, tmp_path / "out", num_worst=1)
-    picture = np.asarray(Image.open(page.parent / "panels" / "001_none_a.png"))
-    assert int((picture == ERROR_COLORS[3]).all(axis=2).sum()) > 1000
+    page = write(config, tmp_path / "out", num_worst=2)
+    for file, code in (("001_clean.png", 2), ("002_none_a.png", 3)):
+        picture = np.asarray(Image.open(page.parent / "panels" / file))
+        assert int((picture == ERROR_COLORS[code]).all(axis=2).sum()) > 1000
 
 
 @pytest.mark.browser
