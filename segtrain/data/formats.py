@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segtrain.config.schema import DataConfig
@@ -26,10 +26,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a split holds: usable samples in the order of their names (or lines), and files with a reason."""
+    """What a split holds: usable samples in the order of their names (or lines), and files with a reason.
+
+    unused_masks: masks without an image, which are no error.
+    """
 
     samples: list[Sample]
     problems: list[Problem]
+    unused_masks: list[Path] = field(default_factory=list)
 
 
 def find_samples(data: DataConfig, split: str) -> Listing:
@@ -99,7 +103,8 @@ def _find_in_folders(data: DataConfig, root: Path, split: str) -> Listing:
             problems.append((candidates[0], f"two masks for one image: {_names(candidates)}"))
         else:
             samples.append(Sample(name, found[0], candidates[0]))
-    return Listing(samples, problems)
+    unused = [path for name, found in masks.items() if name not in images for path in found]
+    return Listing(samples, problems, unused)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
@@ -158,7 +163,8 @@ def _find_in_lists(data: DataConfig, root: Path, split: str) -> Listing:
     return Listing(samples, problems)
 
 
-def _pairs(path: Path, split: str) -> Iterator[tuple[int, Path, Path]]:
+def _pairs(path: Path, split: str) -> list[tuple[int, Path, Path]]:
+    pairs, malformed = [], []
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -170,8 +176,13 @@ def _pairs(path: Path, split: str) -> Iterator[tuple[int, Path, Path]]:
         separator = next((mark for mark in ("\t", ",") if mark in stripped), None)
         fields = [field.strip() for field in stripped.split(separator)]
         if len(fields) != 2 or not all(fields):
-            raise DataError(f"{path}, line {number}: expected an image and a mask, found {stripped!r}")
-        yield number, Path(fields[0]), Path(fields[1])
+            malformed.append(f"line {number}: {stripped!r}")
+        else:
+            pairs.append((number, Path(fields[0]), Path(fields[1])))
+    if malformed:
+        head = f"{path}: expected an image and a mask in each line; lines that do not fit: {len(malformed)}"
+        raise DataError(listing(head, malformed))
+    return pairs
 
 
 FORMATS: dict[str, Callable[[DataConfig, Path, str], Listing]] = {

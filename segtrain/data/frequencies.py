@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,13 +110,17 @@ def _count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """What a scan found: good samples with their counts, int64 [num_images, C + 1] (last: ignored), and bad files."""
+    """What a scan found: good samples with their counts, int64 [num_images, C + 1] (last: ignored), and bad files.
+
+    unused_masks: masks without an image, which are no error.
+    """
 
     frequencies: ClassFrequencies
     samples: list[Sample]
     counts: Counts
     problems: list[Problem]
     num_read: int
+    unused_masks: list[Path] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -176,7 +181,8 @@ def check_split(
     if split == "train":
         _refuse_unmapped_binary(data, counts)
     samples = [sample for sample, _ in good]
-    return ScanResult(ClassFrequencies.from_counts(counts), samples, counts, problems, num_read)
+    frequencies = ClassFrequencies.from_counts(counts)
+    return ScanResult(frequencies, samples, counts, problems, num_read, listing.unused_masks)
 
 
 @dataclass(frozen=True)

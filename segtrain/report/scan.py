@@ -11,6 +11,7 @@ from rich.table import Table
 
 from segtrain.data.frequencies import ClassFrequencies, ScanResult
 from segtrain.drawing import shorten
+from segtrain.errors import listing
 from segtrain.files import write_csv, write_json
 from segtrain.report.figure import new_figure, plain, save_png
 
@@ -36,7 +37,7 @@ def frequency_table(frequencies: ClassFrequencies, names: Sequence[str]) -> Tabl
 
 
 def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
-    """What the table does not say: ignored pixels, imbalance, absent classes, skipped files."""
+    """What the table does not say: ignored pixels, imbalance, absent classes, skipped files, unused masks."""
     frequencies = result.frequencies
     lines = [
         f"{frequencies.num_images:,} images ({result.num_read:,} read, the others known from an earlier scan)",
@@ -49,6 +50,9 @@ def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
     if result.problems:
         lines.append(f"left out (data.on_bad: skip): {len(result.problems)} bad files")
         lines += [f"  {path}: {reason}" for path, reason in result.problems]
+    if result.unused_masks:
+        head = f"masks without an image, not used: {len(result.unused_masks)}"
+        lines += listing(head, result.unused_masks).splitlines()
     return lines
 
 
@@ -71,6 +75,7 @@ def write_frequencies(path: Path, result: ScanResult, *, names: Sequence[str], s
         "share": frequencies.share.tolist(),
         "ignored_share": frequencies.ignored_share,
         "imbalance_ratio": None if np.isnan(ratio) else ratio,
+        "unused_masks": [str(file) for file in result.unused_masks],
         "problems": [{"file": str(file), "reason": reason} for file, reason in result.problems],
     }
     write_json(path, content)

@@ -13,6 +13,7 @@ from segtrain.config.schema import DataConfig
 from segtrain.data.formats import FORMATS, find_samples
 from segtrain.data.frequencies import check_split
 from segtrain.errors import MAX_LINES, ConfigError, DataError
+from segtrain.report.scan import summary_lines
 
 Make = Callable[..., DataConfig]
 Save = Callable[..., Path]
@@ -166,9 +167,30 @@ def test_lists_tell_lines_of_missing_files_and_repeats(data_config: Make, save: 
     assert "3 bad files" in message
 
 
+def test_all_malformed_lines_of_a_list_are_told_at_once(data_config: Make, tmp_path: Path) -> None:
+    text = "a.png\na.png b.png\na b c\n" + "x\n" * 30
+    with pytest.raises(
+        DataError, match=r"lines that do not fit: 32\n  line 1: 'a\.png'\n  line 3: 'a b c'\n"
+    ) as caught:
+        find_samples(lists(data_config, tmp_path, text), "train")
+    assert str(caught.value).endswith("... and 12 more")
+
+
+def test_masks_without_an_image_are_no_error_but_known(data_config: Make, save: Save, tmp_path: Path) -> None:
+    for name in ("images/train/a.png", "masks/train/a.png", "masks/train/deep/b.png"):
+        save(name, DOT)
+    result = check_split(data_config(), "train", cache=False, show_progress=False)
+    assert (result.names, result.problems) == (["a"], [])
+    assert result.unused_masks == [tmp_path / "masks/train/deep/b.png"]
+    assert summary_lines(result, data_config().class_names)[-2:] == [
+        "masks without an image, not used: 1",
+        f"  {tmp_path / 'masks/train/deep/b.png'}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a.png\n", "line 1: expected an image and a mask, found 'a.png'"), ("# nothing\n", "names no samples")],
+    [("a.png\n", "lines that do not fit: 1\n  line 1: 'a.png'"), ("# nothing\n", "names no samples")],
 )
 def test_broken_lists_are_told(data_config: Make, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
