@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segtrain.config.schema import AdamW, ConstantSchedule, CosineSchedule, OptimizerConfig, ScheduleConfig
+from segtrain.config.optimizer import AdamW, ConstantSchedule, CosineSchedule, OptimizerConfig, ScheduleConfig
 from segtrain.errors import CheckpointError, ConfigError
 
 

@@ -38,7 +38,7 @@ def test_camvid_goes_from_training_to_reviewable_masks(
     assert main(["evaluate", str(run), "--split", "test"]) == 0
     assert "233 images" in capsys.readouterr().out
     assert main(["visualize", str(run), "--split", "test", "--classes", "bicyclist,pole", "--worst", "3"]) == 0
-    assert len(list((run / "visualization" / "test").glob("*.png"))) == 3
+    assert len(list((run / "visualization" / "test" / "panels").glob("*.png"))) == 3
     images = sorted((camvid / "images" / "test").iterdir())[:2]
     assert main(["predict", str(run), *map(str, images), "--out", str(masks)]) == 0
     assert len(list((masks / "index").glob("*.png"))) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from segtrain.config.schema import SGD, AdamW, ConstantSchedule, CosineSchedule, PolySchedule, ScheduleConfig
+from segtrain.config.optimizer import SGD, AdamW, ConstantSchedule, CosineSchedule, PolySchedule, ScheduleConfig
 from segtrain.errors import CheckpointError, ConfigError
 from segtrain.optim import build_optimizer, check_schedule, lr_factor, restore_optimizer, set_learning_rate
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from segtrain.config.sections import Section
+from segtrain.config.sections import Positive, Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,7 +17,6 @@ def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segtrain.config import load_config, parse_config
-from segtrain.config.schema import SGD, AdamW, PolySchedule
+from segtrain.config.optimizer import SGD, AdamW, PolySchedule
 from segtrain.errors import ConfigError
 
 Write = Callable[..., str]
