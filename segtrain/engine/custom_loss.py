@@ -35,8 +35,8 @@ class CustomLoss(nn.Module):
         self.loss = loss
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits `[N, C, H, W]` and target `[N, H, W]`."""
-        value: Tensor = self.loss(logits, target)
+        """Return the loss of logits `[N, C, H, W]` and target `[N, H, W]`, handed on as int64 as torch's losses ask."""
+        value: Tensor = self.loss(logits, target.long())
         return value
 
     def normalizer(self, targets: Iterable[Tensor]) -> int:
