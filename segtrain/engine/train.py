@@ -71,7 +71,7 @@ def train(
         model: takes normalised float images `[N, in_channels, H, W]`, returns logits `[N, num_classes, H, W]`;
             default: built from `config.model`. A checkpoint holds its weights, not its code: evaluate it with
             `segtrain.engine.evaluate(config, model=...)`, as the commands rebuild `config.model`.
-        loss: what `segtrain.losses.build_loss` returns, or any module `loss(logits, target) -> scalar`, target int64; default:
+        loss: what `build_loss` returns, or any module `loss(logits, target) -> scalar`, target int64; default:
             built from `config.loss`.
         train_data, val_data: default: the splits `train` and `val` of `config.data`, each file checked before step 1.
             The classes are counted in the training data that is used.
