@@ -1,8 +1,9 @@
-"""The command `scan`: decode every image and mask of a split, count the pixels and images of each class."""
+"""The command `scan`: check every image and mask of a data set, count the pixels and images of each class."""
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from segtrain.cli.arguments import positive
@@ -12,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("config", help="YAML file, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.on_bad=skip")
-    parser.add_argument("--split", default="train", help="a key of data.splits; default: train")
+    parser.add_argument("--split", help="check and count this split alone; default: check all, count train")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads; default: one for each core, 16 at most")
     parser.add_argument("--verify", action="store_true", help="ignore the cache: read every file again")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor write the cache")
@@ -20,23 +21,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table and write frequencies.json, images.csv and classes.png; return 0."""
+    """Print the table and write frequencies.json, images.csv and classes.png; return 0.
+
+    Without --split the other splits whose folder or list is there are checked too; the first bad split ends it.
+    """
     from segtrain.config import load_config
     from segtrain.console import make_console, say
+    from segtrain.data.formats import present_splits
     from segtrain.data.frequencies import check_split
     from segtrain.report import scan as report
 
     config = load_config(args.config, args.overrides)
     names = config.data.class_names
-    result = check_split(config.data, args.split, workers=args.workers, verify=args.verify, cache=not args.no_cache)
+    split = args.split or "train"
+    scan = partial(check_split, config.data, workers=args.workers, verify=args.verify, cache=not args.no_cache)
+    result = scan(split)
+    others = [] if args.split else [other for other in present_splits(config.data) if other != split]
+    num_checked = {other: scan(other).frequencies.num_images for other in others}
     console = make_console()
+    say(console, f"{config.name}: {split}")
     console.print(report.frequency_table(result.frequencies, names))
     for line in report.summary_lines(result, names):
         say(console, line)
-    folder: Path = args.out or Path(config.output) / "scan" / config.name / args.split
-    report.write_frequencies(folder / "frequencies.json", result, names=names, split=args.split)
+    for other, num_images in num_checked.items():
+        say(console, f"{other}: {num_images:,} images checked")
+    folder: Path = args.out or Path(config.output) / "scan" / config.name / split
+    report.write_frequencies(folder / "frequencies.json", result, names=names, split=split)
     report.write_index(folder / "images.csv", result, names=names)
-    title = f"{config.name}: {args.split}"
+    title = f"{config.name}: {split}"
     report.write_chart(folder / "classes.png", result.frequencies, names=names, title=title)
     say(console, f"written: {folder / 'frequencies.json'}, images.csv, classes.png")
     return 0

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = make_console()
     config = load_config(args.config, args.overrides)
-    say(console, dump_config(config).rstrip())
+    say(console, f"{args.config}, what differs from the defaults:\n\n{dump_config(config)}")
     result = train(config, console=console)
     if result.signal is not None:
         return 128 + result.signal
@@ -39,17 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_commands(config: Config, folder: str) -> list[str]:
     """Return the commands that measure, show and use the run, for the split and the images that are there."""
-    from segtrain.data.formats import data_root
+    from segtrain.data.formats import data_root, present_splits
 
     data = config.data
-    images = {split: data_root(data) / data.images / place for split, place in data.splits.items()}
-    if data.layout == "lists":
-        images = {split: data_root(data) / place for split, place in data.splits.items()}
-    split = "test" if "test" in images and images["test"].exists() else "val"
+    split = "test" if "test" in present_splits(data) else "val"
     commands = [
         ["python", "tools/evaluate.py", folder, "--split", split],
         ["python", "tools/visualize.py", folder, "--split", split],
     ]
-    source = str(images[split]) if data.layout == "folders" else "IMAGES"
+    source = str(data_root(data) / data.images / data.splits[split]) if data.layout == "folders" else "IMAGES"
     commands.append(["python", "tools/predict.py", folder, source, "--out", f"predictions/{config.name}"])
     return [shlex.join(command) for command in commands]

@@ -189,3 +189,10 @@ FORMATS: dict[str, Callable[[DataConfig, Path, str], Listing]] = {
     "folders": _find_in_folders,
     "lists": _find_in_lists,
 }
+
+
+def present_splits(data: DataConfig) -> list[str]:
+    """Return the configured splits whose folder or list file exists, in the order of data.splits."""
+    root = data_root(data)
+    where = {"folders": root / data.images, "lists": root}[data.layout]
+    return [split for split, place in data.splits.items() if (where / place).exists()]

@@ -149,6 +149,11 @@ def load_run(
     """
     path = find_checkpoint(path, which)
     payload = load_checkpoint(path)
+    if payload.get("custom_model"):
+        raise CheckpointError(
+            f"{path} holds the weights of a {payload['custom_model']} that was given in code, and not its code: load "
+            "them there (the entry 'model') and call segtrain.engine.evaluate(config, model=...)"
+        )
     config = parse_config(payload["config"], overrides)
     overridden = any(override.startswith("device=") for override in overrides)
     target = select_device(config.device if overridden and device == "auto" else device)

@@ -12,7 +12,7 @@ from segtrain.metrics.scores import RATIOS, score_names
 
 RISEN_IOU = 0.05
 COLLAPSED_IOU = 0.005
-NEVER_RISEN_FROM = 0.3
+NEVER_RISEN_FROM = 0.5
 
 
 def metric_names(config: Config) -> list[str]:
@@ -104,7 +104,7 @@ def class_warnings(
         state: its `best_iou` and `warned` are brought up to date.
         scores: of this evaluation.
         support: pixels of each class in the evaluated masks, by name; classes without any are left out.
-        progress: share of the training done, 0 to 1; "never rose" is said from 0.3 on.
+        progress: share of the training done, 0 to 1; "never rose" is said from 0.5 on.
     """
     messages = []
     for name in (name for name, pixels in support.items() if pixels > 0):

@@ -31,7 +31,10 @@ TRAINING = ("state", "optimizer", "scaler", "num_averaged", "num_samples", "rng"
 
 @dataclass
 class Run:
-    """The parts of a run; `state` says how far it has come."""
+    """The parts of a run; `state` says how far it has come.
+
+    `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
+    """
 
     config: Config
     folder: Path
@@ -51,6 +54,7 @@ class Run:
     schedule: Schedule
     state: TrainState
     tracker: Tracker
+    custom_model: str | None
     validation_images: ValidationImages
 
     @property
@@ -86,7 +90,8 @@ class Run:
 
     def _description(self) -> dict[str, Any]:
         epoch = self.schedule.epoch(self.state.step)
-        return describe_run(self.config, self.frequencies) | {"step": self.state.step, "epoch": epoch}
+        position = {"step": self.state.step, "epoch": epoch, "custom_model": self.custom_model}
+        return describe_run(self.config, self.frequencies) | position
 
 
 def restore(

@@ -59,6 +59,7 @@ def prepare(
         config = _resolve_loss(config, data.frequencies, console)
         loss = _build_loss(config, data.frequencies, console)
     torch.manual_seed(config.seed)
+    custom_model = None if model is None else type(model).__name__
     if model is None:
         model = _build_model(config, data.frequencies, console=console, load_weights=payload is None)
     model = model.to(device)
@@ -100,6 +101,7 @@ def prepare(
         schedule=schedule,
         state=state,
         validation_images=data.validation_images(config),
+        custom_model=custom_model,
         tracker=Tracker(folder, start_step=state.step),
     )
     _announce(run, payload, console)
@@ -194,8 +196,8 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     """Print what is about to happen in a few lines."""
     config, schedule = run.config, run.schedule
     millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
-    model = f"{config.model.arch}/{config.model.encoder}, {millions:.2f} M parameters"
-    say(console, f"{config.name}: {model}, on {run.device}")
+    model = run.custom_model or f"{config.model.arch}/{config.model.encoder}"
+    say(console, f"{config.name}: {model}, {millions:.2f} M parameters, on {run.device}")
     num_images = run.sampler.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")

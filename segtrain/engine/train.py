@@ -222,8 +222,10 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     better = record_best(run.config, state, scores=scores)
     loss = f"val loss {scores['loss']:.4f} " if "loss" in scores else ""
     tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
+    metric = run.config.train.best_metric
+    chosen = "" if metric == "val/miou" else f" {metric} {scores[metric.removeprefix('val/')]:.4f}"
     mark = " (best so far)" if better else ""
-    display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{mark}")
+    display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{chosen}{mark}")
     progress = state.step / run.schedule.total_steps
     support = dict(zip(evaluation.class_names, evaluation.confusion.support.tolist(), strict=True))
     for message in class_warnings(state, scores, support=support, progress=progress):

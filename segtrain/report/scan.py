@@ -39,8 +39,10 @@ def frequency_table(frequencies: ClassFrequencies, names: Sequence[str]) -> Tabl
 def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
     """What the table does not say: ignored pixels, imbalance, absent classes, skipped files, unused masks."""
     frequencies = result.frequencies
+    earlier = frequencies.num_images - result.num_read
+    known = f" ({earlier:,} of them known from an earlier scan)" if earlier > 0 else ""
     lines = [
-        f"{frequencies.num_images:,} images ({result.num_read:,} read, the others known from an earlier scan)",
+        f"{frequencies.num_images:,} images{known}",
         f"ignored: {frequencies.ignored:,} pixels, {percent(frequencies.ignored_share)} % of all",
         f"imbalance ratio: {frequencies.imbalance_ratio:,.1f} (pixels of the most frequent class to the rarest)",
     ]

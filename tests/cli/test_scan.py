@@ -47,6 +47,16 @@ def test_scan_writes_table_index_and_chart(
         assert min(chart.size) > 100
 
 
+def test_scan_checks_every_split_that_is_there(
+    scanned: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scan", scanned[0], "--out", str(tmp_path / "out")]) == 0
+    assert "val: 2 images checked" in capsys.readouterr().out
+    (scanned[1] / "masks" / "val" / "scene_01.png").unlink()
+    assert main(["scan", scanned[0], "--out", str(tmp_path / "out")]) == 2
+    assert "scene_01" in capsys.readouterr().err
+
+
 def test_scan_of_another_split_goes_to_a_folder_of_its_own(
     scanned: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

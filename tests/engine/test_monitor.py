@@ -85,11 +85,11 @@ def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
     assert len(warn(0.0)) == 1
 
 
-def test_a_class_that_never_rises_is_named_after_a_third_of_the_training() -> None:
+def test_a_class_that_never_rises_is_named_after_half_of_the_training() -> None:
     state = TrainState()
     low = scores(**{"iou/crack": 0.0})
     assert class_warnings(state, low, support=SUPPORT, progress=0.2) == []
-    (message,) = class_warnings(state, low, support=SUPPORT, progress=0.4)
+    (message,) = class_warnings(state, low, support=SUPPORT, progress=0.6)
     assert "'crack' has never risen" in message
 
 

@@ -402,3 +402,12 @@ def test_a_loss_of_ones_own_trains(tiny_config: MakeConfig, tiny_net: type[nn.Mo
     run(config, tiny_net(), loss=nn.CrossEntropyLoss(ignore_index=255))
     train_lines = [line for line in lines(config) if line["kind"] == "train"]
     assert all(0 < line["loss"] < 3 for line in train_lines)
+
+
+def test_a_checkpoint_of_a_model_given_in_code_says_how_to_use_it(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module]
+) -> None:
+    result, text = run(tiny_config(), tiny_net())
+    assert ": TinyNet, 0.00 M parameters" in text
+    with pytest.raises(CheckpointError, match=r"weights of a TinyNet that was given in code.*evaluate\(config, model"):
+        load_run(result.folder)
