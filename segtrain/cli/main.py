@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model from a YAML file",
     "evaluate": "measure every class of a run on a split",
     "visualize": "draw image, target, prediction and error where the rare classes fare worst",
+    "compare": "put what several evaluated runs reach on each class into one table",
     "predict": "write masks and overlays for images of your own",
     "scan": "count the pixels and images of each class, and check the files",
     "schema": "write the JSON Schema with which editors complete training files",

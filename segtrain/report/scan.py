@@ -14,6 +14,7 @@ from segtrain.drawing import shorten
 from segtrain.errors import listing
 from segtrain.files import write_csv, write_json
 from segtrain.report.figure import new_figure, plain, save_png
+from segtrain.report.numbers import percent
 
 RARE_SHARE = 0.01
 FREQUENT_COLOR, RARE_COLOR = "#0072B2", "#D55E00"  # colour-blind safe (Okabe & Ito)
@@ -56,14 +57,6 @@ def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
         head = f"masks without an image, not used: {len(result.unused_masks)}"
         lines += listing(head, result.unused_masks).splitlines()
     return lines
-
-
-def percent(share: float) -> str:
-    """A share in percent with two decimals, or as many as two digits that are not 0 need."""
-    value = 100 * float(share)
-    if value == 0 or value >= 0.1:
-        return f"{value:.2f}"
-    return np.format_float_positional(value, precision=2, fractional=False)
 
 
 def write_frequencies(path: Path, result: ScanResult, *, names: Sequence[str], split: str) -> None:

@@ -14,9 +14,9 @@ from rich.text import Text
 from segtrain.drawing import shorten
 from segtrain.engine.evaluate import Evaluation
 from segtrain.metrics import OVERALL, RATIOS
+from segtrain.report.numbers import UNDEFINED
 
 TAIL_MARK = "*"
-UNDEFINED = "–"
 CSV_HEADER = ("class", *RATIOS, "pixels", "images", "tail", "train_pixels")
 RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others are headed by their own name
 MEAN_NAMES = {

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 
 from segtrain.cli.main import main
 from segtrain.data import ClassFrequencies
-from segtrain.report.scan import percent, write_chart
+from segtrain.report.numbers import percent
+from segtrain.report.scan import write_chart
 
 
 @pytest.fixture
