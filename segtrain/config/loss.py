@@ -77,6 +77,7 @@ class OhemConfig(Section):
         None, description="number of pixels (int) or fraction of the valid pixels (float); default 0.05"
     )
     top_k: Fraction | None = None
+    per_class: bool = Field(False, description="hold min_kept or top_k for the pixels of each class on their own")
 
     @model_validator(mode="after")
     def _one_rule(self) -> OhemConfig:

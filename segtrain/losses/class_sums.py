@@ -1,20 +1,20 @@
-"""The heart of the losses: a few per-image, per-class sums over the pixels, from one softmax of the logits."""
+"""The heart of the losses: a few per-image, per-class sums over the pixels, from one read of the logits."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from segtrain.errors import DataError
 from segtrain.losses.hard_examples import HardExamples
-from segtrain.losses.odds import label_odds, two_class_odds
-from segtrain.losses.pixel_sums import pixel_sums, sum_by_class
+from segtrain.losses.plain_sums import plain_sums
 
-OTHERS = {"probability": "other", "squared_probability": "other_squared"}
-SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal")
+Activation = Literal["softmax", "sigmoid"]
+SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal", "log_mass")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,10 @@ class ClassSums:
     """Sums over the valid pixels i with label y_i, one row per image: float64 `[N, C]`, so that counts stay exact.
 
     A pixel weight multiplies each pixel in all of them. A sum that was not wanted is None. Only the pixel terms
-    (`kept`, `cross_entropy`, `focal`) leave out the pixels that hard-example mining drops.
+    (`kept`, `cross_entropy`, `focal`, `log_mass`) leave out the pixels that hard-example mining drops.
+
+    With sigmoid every class has a label of its own at each pixel: "y=c" then reads "the target of c is 1", and the
+    `..._negatives` are the same sums over the valid pixels whose target of c is 0, with 1 − p_c in place of p_c.
     """
 
     pixels: Tensor  # Σ [y=c]
@@ -32,6 +35,11 @@ class ClassSums:
     intersection: Tensor | None = None  # Σ [y=c] p_c
     cross_entropy: Tensor | None = None  # Σ_{y=c} −log p_c
     focal: Tensor | None = None  # Σ_{y=c} (1 − p_c)^γ (−log p_c)
+    log_mass: Tensor | None = None  # Σ −log p_c over all kept pixels, softmax only
+    negatives: Tensor | None = None  # sigmoid only, as the next three
+    kept_negatives: Tensor | None = None
+    cross_entropy_negatives: Tensor | None = None
+    focal_negatives: Tensor | None = None
 
 
 def class_sums(
@@ -39,25 +47,32 @@ def class_sums(
     target: Tensor,
     *,
     ignore_index: int = 255,
-    gamma: float = 2.0,
+    activation: Activation = "softmax",
+    gamma: float | Sequence[float] = 2.0,
+    shift: Tensor | None = None,
+    margin: Tensor | None = None,
+    scale: float = 1.0,
     pixel_weight: Tensor | None = None,
     keep: Tensor | HardExamples | None = None,
-    wanted: Collection[str] = SUMS,
+    wanted: Collection[str] | None = None,
 ) -> ClassSums:
     """Sum what the losses are made of, per image and class; differentiable (once) in the logits.
 
-    All goes through the log-odds against the label, d = log(q / p_y), in which q = 1 − p_y is a sum over the other
-    classes (see `label_odds`): −log p_y = softplus(d) and q^γ = exp(−γ softplus(−d)) then keep full relative
-    precision where 1 − p_y would round to 0, and have finite gradients for every γ ≥ 0.
+    p is the softmax (or sigmoid) of scale · (z + shift − margin at the label).
 
     Args:
-        logits: float `[N, C, H, W]`, any strides; float16 and bfloat16 are computed in float32. Never changed.
-        target: integer `[N, H, W]`, labels in [0, C) or `ignore_index`, of any integer type. Never changed.
+        logits: z, float `[N, C, H, W]`, any strides; float16 and bfloat16 are computed in float32. Never changed.
+        target: integer `[N, H, W]`, labels in [0, C) or `ignore_index`, of any integer type. Never changed. With
+            sigmoid `[N, C, H, W]` (or `[N, H, W]` for C = 1) of 0, 1 and `ignore_index`.
         ignore_index: label of the pixels that count nowhere; they get an exactly zero gradient.
-        gamma: exponent γ of `focal`.
+        activation: `softmax` over the classes, or `sigmoid` of each.
+        gamma: exponent γ ≥ 0 of `focal`: one, or one for each class (of the label, with softmax).
+        shift: float `[C]`, added to the logits of every pixel (a prior).
+        margin: float `[C]`, taken from the logit of the label (with sigmoid: where the target is 1).
+        scale: > 0, multiplies the logits after both.
         pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum.
-        keep: bool `[N, H, W]`, or the rule that makes it: pixels that stay in the pixel terms.
-        wanted: names of the sums to compute, of SUMS; the others are None and cost nothing.
+        keep: bool in the shape of `target`, or the rule that makes it: pixels that stay in the pixel terms.
+        wanted: names of the sums to compute, of SUMS; the others are None and cost nothing. Default: all there are.
 
     Returns:
         ClassSums of float64 `[N, C]` tensors.
@@ -66,63 +81,52 @@ def class_sums(
         ValueError: shapes or types that do not fit, or an unknown name in `wanted`.
         DataError: a label out of range (seen here on the CPU only: on CUDA it would stall the device).
     """
-    _check_shapes(logits, target, pixel_weight=pixel_weight, keep=keep, wanted=wanted)
-    num_classes = logits.shape[1]
-    buckets, valid = _buckets(target, num_classes=num_classes, ignore_index=ignore_index)
-    exact_weight = None if pixel_weight is None else _factor(pixel_weight, valid)
-    pixels = _mass(buckets, exact_weight, num_classes)
-    if not wanted and not isinstance(keep, HardExamples):
-        mask = None if keep is None else keep.flatten(1)
-        return ClassSums(pixels=pixels, kept=_kept(pixels, mask, buckets, exact_weight))
-
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    weight = None if exact_weight is None else exact_weight.to(dtype)
-    powers = tuple(power for name, power in (("probability", 1), ("squared_probability", 2)) if name in wanted)
-    with torch.autocast(logits.device.type, enabled=False):
-        scores, class_dim = _flatten(logits)
-        of_others: dict[int, Tensor] = {}
-        if num_classes == 2:
-            log_odds = two_class_odds(scores, buckets, class_dim=class_dim)
-        else:
-            log_odds, of_others = label_odds(
-                scores,
-                buckets.long().masked_fill(~valid, 0),
-                valid=valid,
-                factor=valid.to(dtype) if weight is None else weight,
-                class_dim=class_dim,
-                powers=powers,
-            )
-        mask = keep(log_odds.detach(), valid) if isinstance(keep, HardExamples) else keep
-        mask = None if mask is None else mask.flatten(1)
-        sums = pixel_sums(
-            log_odds,
-            buckets,
-            num_classes=num_classes,
-            kinds=_kinds(wanted, num_classes),
-            gamma=gamma,
-            weight=weight,
-            keep=mask,
-        )
-        if num_classes == 2:  # the other class is the one that the label is not
-            of_others = {power: sums["other" if power == 1 else "other_squared"].flip(1) for power in powers}
-        sums = _region_sums(sums, of_others)
-    kept = _kept(pixels, mask, buckets, exact_weight)
-    return ClassSums(pixels=pixels, kept=kept, **{name: sums[name] for name in wanted})
+    gammas = (float(gamma),) if isinstance(gamma, (int, float)) else tuple(float(value) for value in gamma)
+    if wanted is None:
+        wanted = SUMS if activation == "softmax" else SUMS[:-1]
+    if activation == "sigmoid" and target.dim() == 3:
+        target = target.unsqueeze(1)
+        keep = keep.unsqueeze(1) if isinstance(keep, Tensor) else keep
+    _check_inputs(logits, target, pixel_weight=pixel_weight, keep=keep, activation=activation)
+    _check_settings(logits.shape[1], gamma=gammas, shift=shift, margin=margin, wanted=wanted, activation=activation)
+    if not logits.is_cuda:
+        check_labels(target, num_classes=logits.shape[1] if activation == "softmax" else 2, ignore_index=ignore_index)
+    sums = plain_sums(
+        logits,
+        target,
+        ignore_index=ignore_index,
+        activation=activation,
+        gamma=gammas,
+        shift=shift,
+        margin=margin,
+        scale=scale,
+        pixel_weight=pixel_weight,
+        keep=keep,
+        wanted=tuple(wanted),
+    )
+    return ClassSums(**sums)
 
 
 def target_pixels(target: Tensor, *, num_classes: int, ignore_index: int, pixel_weight: Tensor | None = None) -> Tensor:
     """Return `ClassSums.pixels` of a target `[N, H, W]` alone: float64 `[N, C]`."""
-    buckets, valid = _buckets(target, num_classes=num_classes, ignore_index=ignore_index)
-    return _mass(buckets, None if pixel_weight is None else _factor(pixel_weight, valid), num_classes)
+    labels = target.flatten(1).long()
+    valid = labels != ignore_index
+    buckets = labels.masked_fill(~valid, num_classes)
+    weight = valid.double() if pixel_weight is None else torch.where(valid, pixel_weight.flatten(1).double(), 0.0)
+    sums = [torch.where(buckets == c, weight, 0.0).sum(1) for c in range(num_classes)]
+    return torch.stack(sums, dim=1)
 
 
 def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None:
     """Raise DataError naming labels outside [0, num_classes) with their pixel counts; waits for the device."""
-    labels = _narrow(target, num_classes, ignore_index)
+    as_it_is = target.dtype in (torch.int16, torch.int32, torch.int64)
+    as_it_is |= target.dtype == torch.uint8 and 0 <= ignore_index <= 255 and num_classes <= 255
+    labels = target if as_it_is else target.long()
     ignored = labels == ignore_index
     low, high = labels.masked_fill(ignored, 0).aminmax() if labels.numel() else (0, 0)
     if int(low) >= 0 and int(high) < num_classes:
         return
+    labels = labels.long()
     wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
     values, counts = torch.unique(wrong, return_counts=True)
     found = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values.tolist(), counts.tolist(), strict=True))[:10])
@@ -132,96 +136,46 @@ def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None
     )
 
 
-def _narrow(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return the target in the smallest type at hand that holds its labels, `ignore_index` and `num_classes`."""
-    if target.dtype == torch.uint8 and 0 <= ignore_index <= 255 and num_classes <= 255:
-        return target
-    small = target.dtype in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
-    return target.to(torch.int32 if small else torch.int64)
-
-
-def _buckets(target: Tensor, *, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Return where each pixel is counted, integer `[N, P]`, `num_classes` where ignored; and bool: is it valid."""
-    labels = _narrow(target, num_classes, ignore_index).flatten(1)
-    if not labels.is_cuda:
-        check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
-    ignored = labels == ignore_index
-    return labels.masked_fill(ignored, num_classes), ~ignored
-
-
-def _factor(pixel_weight: Tensor, valid: Tensor) -> Tensor:
-    """Flatten the weights to float64 `[N, P]`, 0 where ignored."""
-    return torch.where(valid, pixel_weight.detach().flatten(1).double(), 0.0)
-
-
-def _mass(buckets: Tensor, weight: Tensor | None, num_classes: int) -> Tensor:
-    """Count the pixels of each class exactly, or sum their weights: float64 `[N, C]`."""
-    if weight is not None:
-        return sum_by_class(weight, buckets, num_classes=num_classes)
-    if not buckets.is_cuda:
-        counts = [torch.bincount(image, minlength=num_classes + 1)[:num_classes] for image in buckets]
-        return torch.stack(counts).double() if counts else torch.zeros(0, num_classes, dtype=torch.float64)
-    zeros = torch.zeros(len(buckets), num_classes + 1, dtype=torch.int64, device=buckets.device)
-    ones = torch.ones((), dtype=torch.int64, device=buckets.device)
-    return zeros.scatter_add_(1, buckets.long(), ones.expand_as(buckets))[:, :num_classes].double()
-
-
-def _kept(pixels: Tensor, mask: Tensor | None, buckets: Tensor, weight: Tensor | None) -> Tensor:
-    """Count (or sum the weights of) the pixels of each class that hard-example mining keeps; all without a mask."""
-    num_classes = pixels.shape[1]
-    return pixels if mask is None else _mass(buckets.masked_fill(~mask, num_classes), weight, num_classes)
-
-
-def _kinds(wanted: Collection[str], num_classes: int) -> tuple[str, ...]:
-    """Name the pixel sums that the wanted class sums are made of; with two classes, the other class's too."""
-    kinds = [name for name in ("cross_entropy", "focal") if name in wanted]
-    if "intersection" in wanted or "probability" in wanted:
-        kinds.append("label")
-    if "squared_probability" in wanted:
-        kinds.append("label_squared")
-    if num_classes == 2:
-        kinds += [other for name, other in OTHERS.items() if name in wanted]
-    return tuple(kinds)
-
-
-def _flatten(logits: Tensor) -> tuple[Tensor, int]:
-    """Flatten H and W, free where strides allow: `[N, C, P]` and 1, or of channels_last `[N, P, C]` and 2."""
-    if not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last):
-        return logits.permute(0, 2, 3, 1).flatten(1, 2), 2
-    return logits.flatten(2), 1
-
-
-def _region_sums(sums: dict[str, Tensor], of_others: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Add to the probabilities at the label of each class those where another class is the label."""
-    if "label" in sums:
-        sums["intersection"] = sums["label"]
-    if 1 in of_others:
-        sums["probability"] = sums["label"] + of_others[1]
-    if 2 in of_others:
-        sums["squared_probability"] = sums["label_squared"] + of_others[2]
-    return sums
-
-
-def _check_shapes(
+def _check_inputs(
     logits: Tensor,
     target: Tensor,
     *,
     pixel_weight: Tensor | None,
     keep: Tensor | HardExamples | None,
+    activation: Activation,
+) -> None:
+    if logits.dim() != 4 or not logits.is_floating_point():
+        raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
+    pixels = [logits.shape[0], *logits.shape[2:]]
+    expected = pixels if activation == "softmax" else list(logits.shape)
+    names = "[N, H, W]" if activation == "softmax" else "[N, C, H, W]"
+    if list(target.shape) != expected or target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(
+            f"target must be integer {names} = {expected} to fit logits {list(logits.shape)} with {activation}, "
+            f"found {target.dtype} {list(target.shape)}"
+        )
+    if pixel_weight is not None and list(pixel_weight.shape) != pixels:
+        raise ValueError(f"pixel_weight must be [N, H, W] = {pixels}, found {list(pixel_weight.shape)}")
+    if isinstance(keep, Tensor) and (list(keep.shape) != expected or keep.dtype != torch.bool):
+        raise ValueError(f"keep must be bool {names} = {expected}, found {keep.dtype} {list(keep.shape)}")
+
+
+def _check_settings(
+    num_classes: int,
+    *,
+    gamma: tuple[float, ...],
+    shift: Tensor | None,
+    margin: Tensor | None,
     wanted: Collection[str],
+    activation: Activation,
 ) -> None:
     unknown = set(wanted) - set(SUMS)
     if unknown:
         raise ValueError(f"unknown sums {sorted(unknown)}: choose from {', '.join(SUMS)}")
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
-    expected = [logits.shape[0], *logits.shape[2:]]
-    if list(target.shape) != expected or target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(
-            f"target must be integer [N, H, W] = {expected} to fit logits {list(logits.shape)}, "
-            f"found {target.dtype} {list(target.shape)}"
-        )
-    if pixel_weight is not None and list(pixel_weight.shape) != expected:
-        raise ValueError(f"pixel_weight must be [N, H, W] = {expected}, found {list(pixel_weight.shape)}")
-    if isinstance(keep, Tensor) and (list(keep.shape) != expected or keep.dtype != torch.bool):
-        raise ValueError(f"keep must be bool [N, H, W] = {expected}, found {keep.dtype} {list(keep.shape)}")
+    if activation == "sigmoid" and "log_mass" in wanted:
+        raise ValueError("log_mass belongs to softmax: with sigmoid there is no mass that the classes share")
+    if len(gamma) not in (1, num_classes) or min(gamma) < 0:
+        raise ValueError(f"gamma must be one number >= 0, or one for each of the {num_classes} classes, found {gamma}")
+    for name, vector in (("shift", shift), ("margin", margin)):
+        if vector is not None and list(vector.shape) != [num_classes]:
+            raise ValueError(f"{name} must be [C] = [{num_classes}], found {list(vector.shape)}")

@@ -11,7 +11,7 @@ from segtrain.config.loss import DiceTerm, FocalTerm, LossConfig, TermConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import ClassSums, check_labels, class_sums
-from segtrain.losses.hard_examples import HardExamples
+from segtrain.losses.hard_examples import hard_examples
 from segtrain.losses.pixel import pixel_mean
 from segtrain.losses.region import dice, dice_sums
 from segtrain.losses.table import describe
@@ -46,7 +46,7 @@ class SegmentationLoss(nn.Module):
         self.class_names = None if class_names is None else tuple(class_names)
         self.shares = shares
         self.labels = _distinct_labels(config.terms)
-        self.mining = None if config.ohem is None else HardExamples.from_config(config.ohem)
+        self.mining = None if config.ohem is None else hard_examples(config.ohem)
         self.register_buffer("class_weights", class_weights)
         self._groups = _groups(config.terms)
         self.num_reads = len(self._groups)

@@ -21,9 +21,8 @@ def mined(ohem: dict[str, Any] | None, *terms: str, **options: Any) -> Segmentat
     return build_loss(section | ({} if ohem is None else {"ohem": ohem}), num_classes=4)
 
 
-def log_odds(probability: list[float]) -> Tensor:
-    p = torch.tensor([probability], dtype=torch.float64)
-    return torch.log((1 - p) / p)
+def losses(probability: list[float]) -> Tensor:
+    return -torch.tensor([probability], dtype=torch.float64).log()
 
 
 def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
@@ -31,18 +30,19 @@ def pixel_losses(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=255, reduction="none")[target != 255]
 
 
-def kept(rule: HardExamples, scores: Tensor, valid: Tensor | None = None) -> list[int]:
-    valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
-    return rule(scores, valid).flatten().nonzero().flatten().tolist()
+def kept(rule: HardExamples, scores: Tensor, valid: Tensor | None = None, labels: Tensor | None = None) -> list[int]:
+    labels = torch.zeros_like(scores, dtype=torch.long) if labels is None else labels
+    buckets = labels if valid is None else labels.masked_fill(~valid, 4)
+    return rule(scores, buckets, num_buckets=4).flatten().nonzero().flatten().tolist()
 
 
 def test_threshold_keeps_what_is_below_it() -> None:
-    scores = log_odds([0.9, 0.2, 0.69, 0.71, 0.5])
+    scores = losses([0.9, 0.2, 0.69, 0.71, 0.5])
     assert kept(HardExamples(threshold=0.7, min_kept=1), scores) == [1, 2, 4]
 
 
 def test_min_kept_pixels_stay_even_above_the_threshold() -> None:
-    scores = log_odds([0.9, 0.95, 0.99, 0.8, 0.97])
+    scores = losses([0.9, 0.95, 0.99, 0.8, 0.97])
     assert kept(HardExamples(threshold=0.7, min_kept=2), scores) == [0, 3]
     assert kept(HardExamples(threshold=0.7, min_kept=0.6), scores) == [0, 1, 3]
     assert kept(HardExamples(threshold=0.7, min_kept=50), scores) == [0, 1, 2, 3, 4]
@@ -50,32 +50,40 @@ def test_min_kept_pixels_stay_even_above_the_threshold() -> None:
 
 def test_min_kept_is_a_fraction_of_the_valid_pixels() -> None:
     valid = torch.tensor([[True, True, True, True, False, False, False, False]])
-    scores = log_odds([0.9, 0.95, 0.99, 0.8, 0.1, 0.1, 0.1, 0.1])
+    scores = losses([0.9, 0.95, 0.99, 0.8, 0.1, 0.1, 0.1, 0.1])
     assert kept(HardExamples(threshold=0.7, min_kept=0.5), scores, valid) == [0, 3]
 
 
 def test_top_k_never_counts_or_keeps_ignored_pixels() -> None:
     valid = torch.tensor([[True, True, True, True, False, False, False, False]])
-    scores = log_odds([0.9, 0.95, 0.99, 0.8, 0.1, 0.1, 0.1, 0.1])
+    scores = losses([0.9, 0.95, 0.99, 0.8, 0.1, 0.1, 0.1, 0.1])
     assert kept(HardExamples(top_k=0.5), scores, valid) == [0, 3]
     assert kept(HardExamples(top_k=1.0), scores, valid) == [0, 1, 2, 3]
 
 
 def test_ties_go_to_the_first_by_position() -> None:
-    scores = log_odds([0.9, 0.5, 0.5, 0.2, 0.5, 0.5])
+    scores = losses([0.9, 0.5, 0.5, 0.2, 0.5, 0.5])
     assert kept(HardExamples(top_k=0.5), scores) == [1, 2, 3]
     assert kept(HardExamples(threshold=0.1, min_kept=2), scores) == [1, 3]
-    assert kept(HardExamples(top_k=0.5), torch.full((1, 1000), -torch.inf)) == list(range(500))
+    assert kept(HardExamples(top_k=0.5), torch.zeros(1, 1000)) == list(range(500))
 
 
 def test_images_are_ranked_together() -> None:
-    scores = torch.cat([log_odds([0.9, 0.8, 0.95]), log_odds([0.1, 0.2, 0.3])])
+    scores = torch.cat([losses([0.9, 0.8, 0.95]), losses([0.1, 0.2, 0.3])])
     assert kept(HardExamples(top_k=0.5), scores) == [3, 4, 5]
 
 
+def test_with_per_class_a_common_class_cannot_fill_the_budget() -> None:
+    scores = losses([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.95, 0.8, 0.9, 0.99])
+    labels = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 3, 3]])
+    assert kept(HardExamples(top_k=0.5), scores, labels=labels) == [0, 1, 2, 3, 4]
+    assert kept(HardExamples(top_k=0.5, per_class=True), scores, labels=labels) == [0, 1, 2, 7, 8]
+    assert kept(HardExamples(threshold=0.25, min_kept=1, per_class=True), scores, labels=labels) == [0, 1, 7, 8]
+
+
 def test_at_least_one_pixel_is_kept_where_any_is_valid() -> None:
-    assert kept(HardExamples(top_k=0.001), log_odds([0.9, 0.2])) == [1]
-    assert kept(HardExamples(threshold=0.1, min_kept=0.001), log_odds([0.9, 0.2])) == [1]
+    assert kept(HardExamples(top_k=0.001), losses([0.9, 0.2])) == [1]
+    assert kept(HardExamples(threshold=0.1, min_kept=0.001), losses([0.9, 0.2])) == [1]
 
 
 def test_pixels_whose_probability_rounds_to_one_are_still_ranked() -> None:

@@ -1,0 +1,83 @@
+"""Online hard-example mining: which valid pixels stay in the pixel terms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEFAULT_MIN_KEPT = 0.05
+
+
+@dataclass(frozen=True)
+class HardExamples:
+    """Keep the pixels with p_y < `threshold` but at least `min_kept`, or the `top_k` fraction of lowest p_y.
+
+    Pixels are ranked over the whole batch given, among valid pixels only, by the unweighted p_y; of equal ones the
+    first by position (image, row, column) is kept. Numbers of pixels from a fraction are rounded, and at least 1.
+    With `per_class`, `min_kept` and `top_k` hold for the pixels of each class on their own, so that a common class
+    cannot fill the budget. (Shrivastava 2016; the threshold rule as in Wu 2016.)
+    """
+
+    threshold: float | None = None
+    min_kept: int | float = DEFAULT_MIN_KEPT
+    top_k: float | None = None
+    per_class: bool = False
+
+    def __call__(self, loss: Tensor, buckets: Tensor, *, num_buckets: int) -> Tensor:
+        """Return the bool mask of what is kept, in the shape of its arguments.
+
+        Args:
+            loss: float, the cross entropy −log p_y of each pixel, unweighted.
+            buckets: integer, same shape: the class of each pixel, `num_buckets` where it is ignored.
+            num_buckets: how many classes there are.
+        """
+        if loss.numel() == 0:
+            return torch.zeros_like(loss, dtype=torch.bool)
+        valid = buckets != num_buckets
+        unknown = loss.isnan() & valid  # a diverged pixel must show in the loss, not hide from it
+        if not self.per_class:
+            return self._keep(loss, valid) | unknown
+        mask = unknown
+        for bucket in range(num_buckets):
+            mask = mask | self._keep(loss, buckets == bucket)
+        return mask
+
+    def _keep(self, loss: Tensor, among: Tensor) -> Tensor:
+        num_valid = among.sum()
+        if self.top_k is not None:
+            return _hardest(loss, among, _fraction(self.top_k, num_valid))
+        assert self.threshold is not None
+        hard = (loss > -math.log(self.threshold)) & among if self.threshold < 1 else among
+        if isinstance(self.min_kept, float):
+            least = _fraction(self.min_kept, num_valid)
+        else:
+            least = num_valid.clamp(max=self.min_kept)
+        num_hard = hard.sum()
+        if not hard.is_cuda and num_hard >= least:  # reading a value costs nothing on the CPU
+            return hard
+        return _hardest(loss, among, torch.maximum(least, num_hard))
+
+
+def _fraction(fraction: float, num_valid: Tensor) -> Tensor:
+    """Return round(fraction × num_valid), at least 1 where there is any: int64 scalar on the same device."""
+    return (num_valid.double() * fraction).round().long().clamp(min=1).minimum(num_valid)
+
+
+def _hardest(loss: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """Mask the `count` pixels of the largest loss `among` those given, the first ones by position among equals."""
+    ranked = torch.where(among, loss, -torch.inf).flatten()
+    cut = _kth_largest(ranked, count)
+    above = ranked > cut
+    tied = (ranked == cut) & among.flatten()
+    mask = above | (tied & (tied.cumsum(0) <= count - above.sum()))
+    return mask.view_as(among) & among
+
+
+def _kth_largest(values: Tensor, k: Tensor) -> Tensor:
+    """Return the k-th largest of the values (the largest at k = 0), without a sync on CUDA."""
+    if values.is_cuda:
+        return values.sort(descending=True).values.gather(0, (k - 1).clamp(min=0).view(1))
+    return values.kthvalue(values.numel() + 1 - max(int(k), 1)).values
