@@ -37,7 +37,8 @@ class EvaluatedRun:
 
     iou, pixels (of the evaluated masks), train_pixels (None where not known): by class, in the order of the classes.
     means: miou and miou_tail, as fractions, NaN where undefined like the iou. settings: the run's configuration, flat;
-    steps: the last one it logged, None where it keeps no log. checkpoint: best or last.
+    steps: the last one it logged, None where it keeps no log. checkpoint: best or last. prior_tau: of the post-hoc logit
+    adjustment behind the predictions, None without.
     """
 
     name: str
@@ -51,10 +52,13 @@ class EvaluatedRun:
     checkpoint: str
     settings: Mapping[str, Any]
     steps: int | None
+    prior_tau: float | None
 
 
 def read_runs(folders: Sequence[Path], *, split: str) -> list[EvaluatedRun]:
     """Read what `evaluate` wrote into the folders of runs, in their order; all problems are told at once.
+
+    A folder is a run's, or one that `evaluate --out` wrote; its name becomes that of the run.
 
     Raises:
         ConfigError: a folder that is no run or stands there twice, a run that was not evaluated on the split, or runs
@@ -79,13 +83,14 @@ def unequal(runs: Sequence[EvaluatedRun]) -> list[str]:
     lines = [
         *_differing("steps trained", runs, [run.steps for run in runs]),
         *_differing("checkpoint", runs, [run.checkpoint for run in runs]),
+        *_differing("evaluate.prior_tau", runs, [run.prior_tau for run in runs]),
     ]
     if len({tuple(run.pixels.values()) for run in runs}) > 1:
         lines.append("evaluated masks: the pixels of the classes differ, so other images or other sizes were measured")
     if len({tuple(run.train_pixels.values()) for run in runs}) > 1:
         lines.append("training masks: the pixels of the classes differ")
     for key in dict.fromkeys(key for run in runs for key in run.settings):
-        if not any(f"{key}.".startswith(f"{known}.") for known in NO_DIFFERENCE):
+        if not any(f"{key}.".startswith(f"{known}.") for known in (*NO_DIFFERENCE, "evaluate.prior_tau")):
             lines += _differing(key, runs, [run.settings.get(key, ...) for run in runs])
     return lines
 
@@ -111,8 +116,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _metrics_file(folder: Path, *, split: str) -> Path:
+    written = folder / "metrics.json"  # by evaluate --out; a run has none there
+    return written if written.is_file() else folder / "evaluation" / split / "metrics.json"
+
+
 def _problem(folder: Path, *, split: str) -> str | None:
-    if (folder / "evaluation" / split / "metrics.json").is_file():
+    if _metrics_file(folder, split=split).is_file():
         return None
     if (folder / "config.yaml").is_file():
         others = sorted(path.parent.name for path in (folder / "evaluation").glob("*/metrics.json"))
@@ -133,11 +143,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, *, split: str, name: str) -> EvaluatedRun:
-    path = folder / "evaluation" / split / "metrics.json"
+    path = _metrics_file(folder, split=split)
+    again = f"python tools/evaluate.py {folder} --split {split}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         classes = found["classes"]
-        return EvaluatedRun(
+        checkpoint = Path(found["checkpoint"])
+        run_folder = folder if (folder / "config.yaml").is_file() else checkpoint.parent.parent
+        run = EvaluatedRun(
             name=name,
             split=found["split"],
             num_images=found["num_images"],
@@ -146,13 +159,18 @@ def _read(folder: Path, *, split: str, name: str) -> EvaluatedRun:
             pixels={row["class"]: row["pixels"] for row in classes},
             train_pixels={row["class"]: row["train_pixels"] for row in classes},
             tail=tuple(found["means"]["miou_tail"]["classes"]),
-            checkpoint=Path(found["checkpoint"]).stem,
-            settings=_settings(folder / "config.yaml"),
-            steps=_last_step(folder / "metrics.jsonl"),
+            checkpoint=checkpoint.stem,
+            settings=_settings(run_folder / "config.yaml"),
+            steps=_last_step(run_folder / "metrics.jsonl"),
+            prior_tau=found.get("prior_tau"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        again = f"run again: python tools/evaluate.py {folder} --split {split}"
-        raise DataError(f"{path} is not what evaluate writes ({type(error).__name__}: {error}); {again}") from error
+        raise DataError(
+            f"{path} is not what evaluate writes ({type(error).__name__}: {error}); run again: {again}"
+        ) from error
+    if run.split != split:
+        raise ConfigError(f"{path}: of split {run.split!r}, not {split!r}; choose it by --split {run.split}")
+    return run
 
 
 def _number(value: float | None) -> float:

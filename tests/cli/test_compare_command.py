@@ -145,6 +145,22 @@ def test_unequal_budgets_and_data_are_told(make_run: MakeRun, capsys: pytest.Cap
     assert "evaluated masks" in err
 
 
+def test_an_evaluation_written_elsewhere_is_compared_and_what_it_adjusted_is_told(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("plain", [0.9, 0.8, 0.1, 0.0], epochs=7)
+    content = json.loads((run / "evaluation/test/metrics.json").read_text())
+    adjusted = tmp_path / "adjusted"
+    adjusted.mkdir()
+    (adjusted / "metrics.json").write_text(json.dumps(content | {"prior_tau": 1.0}))
+    out, err = answer(capsys, run, adjusted)
+    assert "adjusted" in out
+    assert "one seed" in out  # the settings are those of the run that was evaluated
+    assert err.splitlines()[1:] == ["  evaluate.prior_tau: none (plain), 1.0 (adjusted)"]
+    _, err = answer(capsys, adjusted, "--split", "val", code=2)
+    assert "choose it by --split test" in err
+
+
 def test_runs_of_older_versions_without_a_setting_are_compared(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
