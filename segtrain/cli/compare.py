@@ -10,7 +10,7 @@ FORMATS = (".md", ".csv")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help="folders of evaluated runs, or of evaluate --out")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help="folders of runs, or of evaluate --out")
     parser.add_argument("--split", default="test", help="split that they were evaluated on; default: test")
     parser.add_argument("--sort", metavar="KEY", help="name, miou, miou_tail or a class, best first; default: as given")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table too: .md (Markdown) or .csv")

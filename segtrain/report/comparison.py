@@ -37,8 +37,8 @@ class EvaluatedRun:
 
     iou, pixels (of the evaluated masks), train_pixels (None where not known): by class, in the order of the classes.
     means: miou and miou_tail, as fractions, NaN where undefined like the iou. settings: the run's configuration, flat;
-    steps: the last one it logged, None where it keeps no log. checkpoint: best or last. prior_tau: of the post-hoc logit
-    adjustment behind the predictions, None without.
+    steps: the last one it logged, None where it keeps no log. checkpoint: best or last. prior_tau: of the logit
+    adjustment after training that the predictions were made with, None without.
     """
 
     name: str
