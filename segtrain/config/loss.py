@@ -1,4 +1,4 @@
-"""The schema of the loss section: terms, class weights, hard-example mining, reduction."""
+"""The schema of the loss section: terms, and what they share: weights, mining, priors, margins, heads."""
 
 from __future__ import annotations
 
@@ -6,43 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segtrain.config.sections import NonNegative, Section
+from segtrain.config.loss_terms import OWN_PASS_TERMS, PIXEL_TERMS, RegionTerm, TermConfig
+from segtrain.config.sections import NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Term(Section):
-    """What all terms share: total loss = Σ weight × term."""
-
-    weight: NonNegative = 1.0
-    label: str | None = Field(None, min_length=1, description="key of the term in logs; default: its name")
-
-
-class CrossEntropyTerm(Term):
-    """Cross entropy."""
-
-    name: Literal["cross_entropy"]
-
-
-class FocalTerm(Term):
-    """Multiclass focal loss (Lin 2017): −(1 − p_y)^gamma log p_y."""
-
-    name: Literal["focal"]
-    gamma: NonNegative = 2.0
-
-
-class DiceTerm(Term):
-    """Dice loss over the classes (Milletari 2016 when squared)."""
-
-    name: Literal["dice"]
-    per: Literal["batch", "image"] = "batch"
-    squared: bool = False
-    smooth: NonNegative = 0.0
-    absent_classes: Literal["skip", "count"] = "skip"
-    class_weights: bool = False
-
-
-TermConfig = Annotated[CrossEntropyTerm | FocalTerm | DiceTerm, Field(discriminator="name")]
 
 
 class ClassWeightsConfig(Section):
@@ -54,6 +21,7 @@ class ClassWeightsConfig(Section):
     max_ratio: Annotated[float, Field(ge=1)] | None = None
     beta: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     count: Literal["pixels", "images"] = "images"
+    start_epoch: NonNegative = Field(0.0, description="deferred re-weighting: all classes weigh 1 before this epoch")
 
     @model_validator(mode="after")
     def _only_what_the_scheme_uses(self) -> ClassWeightsConfig:
@@ -64,6 +32,8 @@ class ClassWeightsConfig(Section):
             raise ValueError(f"weights belong to scheme: manual, not to {self.scheme}")
         if self.scheme in ("none", "manual") and given & {"power", "max_ratio"}:
             raise ValueError(f"power and max_ratio do not apply to scheme: {self.scheme}")
+        if self.scheme == "none" and "start_epoch" in given:
+            raise ValueError("start_epoch defers class weights, and scheme: none has none: drop it")
         if self.scheme != "effective_number" and given & {"beta", "count"}:
             raise ValueError(f"beta and count belong to scheme: effective_number, not to {self.scheme}")
         return self
@@ -88,12 +58,47 @@ class OhemConfig(Section):
         return self
 
 
+class PriorConfig(Section):
+    """Balanced softmax (Ren 2020; tau 1) or logit adjustment (Menon 2021): z + tau log(pi) in the pixel terms."""
+
+    tau: Positive = 1.0
+
+
+class MarginConfig(Section):
+    """LDAM (Cao 2019): the label's logit gives up a margin ∝ n_c^(−1/4), then all are multiplied by `scale`."""
+
+    max_margin: Positive = Field(0.5, description="margin of the rarest class, in logits")
+    scale: Positive = Field(30.0, description="s; 30 is meant for a normalised classifier, 1 leaves the logits")
+
+
+class AuxiliaryConfig(Section):
+    """A loss over several logits `[N, C, h_i, w_i]`: auxiliary heads or deep supervision, the main head first."""
+
+    weights: Annotated[tuple[NonNegative, ...], Field(min_length=2)]
+    resize: Literal["logits", "target"] = Field(
+        "logits", description="logits: bring them to the target's size (bilinear); target: bring it to theirs (nearest)"
+    )
+
+    @model_validator(mode="after")
+    def _any_weight(self) -> AuxiliaryConfig:
+        if not any(self.weights):
+            raise ValueError("weights are all 0, so nothing would be learnt: give the main head, the first, a weight")
+        return self
+
+
 class LossConfig(Section):
     """Any weighted combination of terms, with what they share."""
 
+    like: Literal["torch", "smp", "monai"] | None = Field(
+        None, description="reduce the terms as this library does by default, to migrate from it or compare with it"
+    )
+    activation: Literal["softmax", "sigmoid"] = Field("softmax", description="sigmoid: a yes or no for each class")
     terms: tuple[TermConfig, ...] = Field(min_length=1)
     class_weights: ClassWeightsConfig = ClassWeightsConfig(scheme="none")
     ohem: OhemConfig | None = None
+    prior: PriorConfig | None = None
+    margin: MarginConfig | None = None
+    auxiliary: AuxiliaryConfig | None = None
     reduction: Literal["valid", "weighted"] = "valid"
     check_labels: bool = Field(False, description="check every batch for labels out of range (costs a device sync)")
 
@@ -103,16 +108,24 @@ class LossConfig(Section):
         labels = [term.label for term in terms if term.label is not None]
         if "total" in labels:
             raise ValueError("'total' is the key of the sum: choose another label")
+        taken = [label for label in labels if label.startswith("auxiliary_")]
+        if taken:
+            raise ValueError(f"{taken[0]!r}: labels that start with auxiliary_ name further heads: choose another")
         if len(set(labels)) < len(labels):
             raise ValueError(f"labels must be distinct, found {labels}")
         return terms
 
     @model_validator(mode="after")
     def _used(self) -> LossConfig:
-        pixel_terms = [term for term in self.terms if term.name in ("cross_entropy", "focal")]
-        weighted_region = [term for term in self.terms if isinstance(term, DiceTerm) and term.class_weights]
-        if self.ohem is not None and not pixel_terms:
-            raise ValueError("ohem masks pixel terms, and there is none: add cross_entropy or focal, or drop ohem")
+        pixel_terms = [term for term in self.terms if term.name in PIXEL_TERMS]
+        weighted_region = [term for term in self.terms if isinstance(term, RegionTerm) and term.class_weights]
+        for key in ("ohem", "prior", "margin"):
+            if getattr(self, key) is not None and not pixel_terms:
+                raise ValueError(
+                    f"{key} acts on pixel terms, and there is none: add cross_entropy or focal, or drop {key}"
+                )
+        if self.prior is not None and self.margin is not None:
+            raise ValueError("prior and margin both shift the logits by how rare a class is: keep one of them")
         if self.class_weights.scheme != "none" and not pixel_terms and not weighted_region:
             raise ValueError(
                 "class_weights would weight nothing: add a pixel term or set class_weights: true on a region term"
@@ -125,4 +138,53 @@ class LossConfig(Section):
                 f"reduction: weighted divides pixel terms by the sum of their class weights; there is no {missing}, so "
                 "it would change nothing: add it, or drop reduction"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _activation_has_the_terms(self) -> LossConfig:
+        if self.activation == "softmax":
+            if any(term.name == "balanced_cross_entropy" for term in self.terms):
+                raise ValueError(
+                    "balanced_cross_entropy weighs yes against no for each class: set activation: sigmoid, or take "
+                    "cross_entropy with class_weights: {scheme: inverse}"
+                )
+            return self
+        for key in ("prior", "margin"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} belongs to classes that exclude each other: drop it, or set activation: softmax; against "
+                    "rare positives take balanced_cross_entropy or class_weights"
+                )
+        for term in self.terms:
+            if term.name == "cross_entropy" and term.label_smoothing:
+                raise ValueError("label_smoothing shares a label among all classes: drop it with activation: sigmoid")
+            if term.name in OWN_PASS_TERMS:
+                raise ValueError(f"{term.name} works on softmax probabilities: drop it, or set activation: softmax")
+        return self
+
+    @model_validator(mode="after")
+    def _resized_targets_fit(self) -> LossConfig:
+        if self.auxiliary is None or self.auxiliary.resize == "logits":
+            return self
+        for term in self.terms:
+            if term.name in ("boundary", "distillation"):
+                raise ValueError(
+                    f"auxiliary.resize: target does not go with {term.name}, whose maps have the size of the full "
+                    "target: set auxiliary.resize: logits"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _preset_decides(self) -> LossConfig:
+        if self.like is None:
+            return self
+        for key in ("ohem", "prior", "margin"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"like: {self.like} reproduces that library's losses, which have no {key}: drop one")
+        if "reduction" in self.changed_keys():
+            raise ValueError(f"reduction is decided by like: {self.like}: drop one of them")
+        for term in self.terms:
+            decided = sorted(term.changed_keys() & {"per", "smooth", "absent_classes"})
+            if decided:
+                raise ValueError(f"{', '.join(decided)} of {term.name}: decided by like: {self.like}; drop one of them")
         return self

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from segtrain.config.loss import ClassWeightsConfig, CrossEntropyTerm, DiceTerm, LossConfig
+from segtrain.config.loss import ClassWeightsConfig, LossConfig
+from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm
 from segtrain.errors import ConfigError
 from segtrain.losses.combined import SegmentationLoss
 from segtrain.losses.weights import class_weights

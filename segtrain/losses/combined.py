@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from segtrain.config.loss import DiceTerm, FocalTerm, LossConfig, TermConfig
+from segtrain.config.loss import LossConfig
+from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm, FocalTerm, TermConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import ClassSums, check_labels, class_sums
@@ -40,6 +41,7 @@ class SegmentationLoss(nn.Module):
         shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        _refuse_what_is_not_built(config)
         self.config = config
         self.num_classes = num_classes
         self.ignore_index = ignore_index
@@ -168,6 +170,19 @@ class SegmentationLoss(nn.Module):
         weights = None if self.class_weights is None else self.class_weights.tolist()
         names = self.class_names or tuple(str(c) for c in range(self.num_classes))
         return describe(self.config, labels=self.labels, class_names=names, weights=weights, shares=self.shares)
+
+
+def _refuse_what_is_not_built(config: LossConfig) -> None:
+    """Raise for what the schema spells and this module does not compute yet: nothing is silently ignored."""
+    found = [term.name for term in config.terms if not isinstance(term, CrossEntropyTerm | FocalTerm | DiceTerm)]
+    found += [key for key in ("like", "prior", "margin", "auxiliary") if getattr(config, key) is not None]
+    found += ["activation: sigmoid"] if config.activation == "sigmoid" else []
+    found += ["class_weights.start_epoch"] if config.class_weights.start_epoch else []
+    found += ["a weight schedule" for term in config.terms if not isinstance(term.weight, float)]
+    found += ["label_smoothing" for term in config.terms if getattr(term, "label_smoothing", 0)]
+    found += ["gamma by class" for term in config.terms if not isinstance(getattr(term, "gamma", 2.0), float)]
+    if found:
+        raise ConfigError(f"the loss section asks for {', '.join(found)}, which this version cannot compute yet.")
 
 
 def _distinct_labels(terms: Sequence[TermConfig]) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ m.yaml:8: data.ignore_idx: unknown key; did you mean 'ignore_index'?
 m.yaml:9: data.on_bad: found 'Eror' (text), expected one of: error, skip; did you mean 'error'?
 m.yaml:12: loss.terms.0.weight: found -1 (a whole number), expected a number of at least 0
 m.yaml:12: loss.terms.0.dice: unknown key; expected one of: weight,
-m.yaml:13: loss.terms.1.name: unknown name 'focl'; valid names: cross_entropy, focal, dice
+m.yaml:13: loss.terms.1.name: unknown name 'focl'; valid names: cross_entropy, focal, balanced_cross_entropy, dice
 m.yaml:14: loss.class_weights.weights.bg: found -1 (a whole number), expected a number of at least 0
 m.yaml:15: loss.ohem.threshold: found 1.5 (a number), expected a number above 0 and at most 1 or null
 m.yaml:15: loss.ohem.min_kept: found 0 (a whole number), expected a whole number of at least 1, a number above
