@@ -53,8 +53,8 @@ def _softmax_sums(
     valid = (target != ignore_index).unsqueeze(1)
     is_label = (target.unsqueeze(1) == torch.arange(num_classes, device=logits.device).view(1, -1, 1)) & valid
     scores = _scores(logits, is_label, valid, shift, margin, scale)
-    if num_classes == 1:  # the only class is certain: no loss, and no gradient
-        loss = focal = torch.zeros_like(scores)
+    if num_classes == 1:  # the only class is certain: no loss and a zero gradient, still connected to the logits
+        loss = focal = 0 * scores
     else:
         # d = log(q / p_y), in which q = 1 − p_y is a sum over the other classes: 1 − p_y itself would round to 0
         others = scores.masked_fill(is_label, -torch.inf).logsumexp(1, keepdim=True)
