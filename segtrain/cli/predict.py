@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite:
         check_outputs(sources, args.out)
     loaded, config = open_run(args, overrides=args.overrides)
-    predictor = Predictor.from_config(config, model=loaded.model, normalize=loaded.normalize)
+    predictor = Predictor.from_config(
+        config, model=loaded.model, normalize=loaded.normalize, frequencies=loaded.frequencies
+    )
     written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
     console = make_console()
     say(

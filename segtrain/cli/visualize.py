@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         data=data,
         split=args.split,
         classes=classes,
+        frequencies=loaded.frequencies,
         num_worst=args.worst,
     )
     out = args.out or loaded.folder / "visualization" / args.split

@@ -217,6 +217,9 @@ class EvaluateConfig(Section):
     tail_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1 / 3, description="share of the classes, rarest first by training pixels, that miou_tail averages"
     )
+    prior_tau: Positive | None = Field(
+        None, description="predict argmax(z - prior_tau log(share of the class)): post-hoc logit adjustment"
+    )
 
 
 def _loss_kind(value: Any) -> str:
@@ -252,6 +255,12 @@ class Config(Section):
             raise ValueError(
                 f"data.normalize has {len(self.data.normalize.mean)} channels and model.in_channels is "
                 f"{self.model.in_channels}: give data.normalize.mean and std one value per channel"
+            )
+        prior = None if self.loss == "auto" else self.loss.prior
+        if self.evaluate.prior_tau is not None and prior is not None:
+            raise ValueError(
+                "evaluate.prior_tau and loss.prior both adjust to the class frequencies: once, at training "
+                "(loss.prior) or at test (evaluate.prior_tau); drop one of them"
             )
         for split in ("train", "val"):
             if split not in self.data.splits:

@@ -29,7 +29,8 @@ class Evaluation:
 
     scores: flat {name: number}, NaN where undefined; see segtrain.metrics.Scores, also for `groups` (classes that
     each mean is over) and `counted` (how many of these have a defined IoU). loss: mean over the valid pixels of the
-    loss of the images, None without a loss. frequencies: of the training data, None where not known.
+    loss of the images, None without a loss. frequencies: of the training data, None where not known. prior_tau: τ of
+    the post-hoc logit adjustment behind the predictions (not behind the loss), None without.
     """
 
     confusion: ConfusionMatrix
@@ -41,6 +42,7 @@ class Evaluation:
     split: str
     loss: float | None
     frequencies: ClassFrequencies | None
+    prior_tau: float | None = None
 
 
 def evaluate(
@@ -64,7 +66,8 @@ def evaluate(
             at the end.
         normalize: images as stored -> normalised floats; default: as config.data.normalize says.
         data: items as EvalDataset gives them; default: the samples of `split` that pass its check.
-        frequencies: of the training data: they choose the classes of miou_tail (default: the evaluated masks do).
+        frequencies: of the training data: they choose the classes of miou_tail (default: the evaluated masks do),
+            and config.evaluate.prior_tau needs them.
         loss: called as loss(logits, target) for one image at a time, both at the size of the mask. Not with
             tiles: they are for images whose logits do not fit on the device whole.
         device: default: where the model is. The model is moved there, and stays.
@@ -81,7 +84,7 @@ def evaluate(
         normalize = Normalize(config.data.normalize.mean, config.data.normalize.std)
     if isinstance(normalize, nn.Module) and device is not None:
         normalize = normalize.to(device)
-    predictor = Predictor.from_config(config, model=model, normalize=normalize)
+    predictor = Predictor.from_config(config, model=model, normalize=normalize, frequencies=frequencies)
     names = config.data.class_names
     confusion = ConfusionMatrix(len(names), ignore_index=config.data.ignore_index)
     mean_loss = None if loss is None or predictor.tile else _MeanLoss(loss, config.data.ignore_index)
@@ -112,6 +115,7 @@ def evaluate(
         split=split,
         loss=None if mean_loss is None else mean_loss.value(),
         frequencies=frequencies,
+        prior_tau=config.evaluate.prior_tau,
     )
 
 
@@ -162,5 +166,5 @@ def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], mean_loss: _
         for position, small in zip(positions, predictor.logits(images), strict=True):
             logits = resize_logits(small[None], size)
             mean_loss.add(logits, items[position]["target"][None].to(logits.device))
-            predictions[position] = predict_classes(logits)[0].cpu()
+            predictions[position] = predict_classes(logits, shift=predictor.shift)[0].cpu()
     return [predictions[position] for position in range(len(items))]

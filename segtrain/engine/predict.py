@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from segtrain.config import Config
 from segtrain.config.schema import TileConfig
+from segtrain.data import ClassFrequencies
 from segtrain.engine.device import autocast
-from segtrain.metrics.prediction import class_dtype, predict_classes
+from segtrain.errors import ConfigError
+from segtrain.metrics.prediction import class_dtype, predict_classes, prior_shift
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -21,8 +23,9 @@ DEFAULT_BATCH_SIZE = 8
 class Predictor:
     """A model with all that prediction needs to know.
 
-    model: normalised floats [N, C, H, W] -> logits [N, K, H, W], in eval mode. normalize: images as stored
-    -> normalised floats. batch_size: tiles in one forward pass. precision: fp32, bf16 or fp16.
+    model: normalised floats [N, C, H, W] -> logits [N, K, H, W], in eval mode; of a list of logits the first is taken.
+    normalize: images as stored -> normalised floats. batch_size: tiles in one forward pass. precision: fp32, bf16 or
+    fp16. shift: floats [K], added to the logits where classes are chosen, and only there; see `prior_shift`.
     """
 
     model: nn.Module
@@ -31,12 +34,25 @@ class Predictor:
     precision: str = "fp32"
     channels_last: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
+    shift: Tensor | None = None
 
     @classmethod
-    def from_config(cls, config: Config, *, model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Predictor:
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        model: nn.Module,
+        normalize: Callable[[Tensor], Tensor],
+        frequencies: ClassFrequencies | None = None,
+    ) -> Predictor:
         """Predict as `config` says (sections evaluate and train).
 
         A model trained in fp16 on a GPU predicts in fp32 on a CPU, which has no fp16 arithmetic worth using.
+
+        frequencies: of the training data, as the checkpoint holds them; needed by evaluate.prior_tau.
+
+        Raises:
+            ConfigError: evaluate.prior_tau is set and the frequencies are not known.
         """
         fits = config.train.precision != "fp16" or device_of(model).type == "cuda"
         return cls(
@@ -46,6 +62,7 @@ class Predictor:
             precision=config.train.precision if fits else "fp32",
             channels_last=config.train.channels_last,
             batch_size=config.evaluate.batch_size,
+            shift=_shift(config, frequencies),
         )
 
     @torch.no_grad()
@@ -71,14 +88,14 @@ class Predictor:
             return torch.stack([self._classes_by_band(image) for image in images])
         logits = self.logits(images)
         # One image at a time: resized logits of a batch of large masks would be the peak of all memory.
-        return torch.cat([predict_classes(resize_logits(one[None], size)).cpu() for one in logits])
+        return torch.cat([predict_classes(resize_logits(one[None], size), shift=self.shift).cpu() for one in logits])
 
     def _classes_by_band(self, image: Tensor) -> Tensor:
         prediction = torch.empty(0)
         for top, band in self.bands(image):
             if top == 0:
                 prediction = torch.empty(image.shape[1:], dtype=class_dtype(band.shape[0]))
-            prediction[top : top + band.shape[1]] = predict_classes(band[None])[0]
+            prediction[top : top + band.shape[1]] = predict_classes(band[None], shift=self.shift)[0]
         return prediction
 
     @torch.no_grad()
@@ -113,13 +130,25 @@ class Predictor:
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast(device, self.precision):
-            logits: Tensor = self.model(inputs)
+            output = self.model(inputs)
+        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
         if logits.ndim != 4 or logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
             raise ValueError(
                 f"the model made {list(logits.shape)} of images {list(images.shape)}: "
                 "expected logits [N, num_classes, H, W] at the size of the images"
             )
         return logits.float()
+
+
+def _shift(config: Config, frequencies: ClassFrequencies | None) -> Tensor | None:
+    if config.evaluate.prior_tau is None:
+        return None
+    if frequencies is None:
+        raise ConfigError(
+            "evaluate.prior_tau is set, and the class frequencies of the training data are not known here: pass "
+            "frequencies=, or leave prior_tau out"
+        )
+    return prior_shift(frequencies.pixels.tolist(), config.evaluate.prior_tau)
 
 
 def predict_logits(

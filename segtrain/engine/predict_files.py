@@ -126,7 +126,10 @@ def write_predictions(
                 _write_masks(source.outputs(out), image, prediction, colors)
                 entries.append(_entry(source, image.shape[:2], out))
                 advance(1)
-    write_json(out / "manifest.json", {"checkpoint": str(checkpoint), "images": entries})
+    write_json(
+        out / "manifest.json",
+        {"checkpoint": str(checkpoint), "prior_tau": config.evaluate.prior_tau, "images": entries},
+    )
     if problems:
         done = f"the other {len(entries)} were written" if entries else "nothing was written"
         raise DataError(listing(f"images that could not be read: {len(problems)}; {done}", problems))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segtrain.metrics.confusion import ConfusionMatrix
-from segtrain.metrics.prediction import predict_classes
+from segtrain.metrics.prediction import predict_classes, prior_shift
 from segtrain.metrics.scores import MEANS, OVERALL, RATIOS, Scores, compute_scores, score_names, tail_classes
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Scores",
     "compute_scores",
     "predict_classes",
+    "prior_shift",
     "score_names",
     "tail_classes",
 ]

@@ -97,6 +97,7 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "num_images": evaluation.num_images,
         "loss": _null(evaluation.loss),
+        "prior_tau": evaluation.prior_tau,
         "means": means,
         **others,
         "classes": classes,
@@ -122,6 +123,8 @@ def _over(evaluation: Evaluation, key: str) -> str:
 def _notes(evaluation: Evaluation) -> str:
     by = "training pixels" if evaluation.frequencies is not None else "pixels of this split (training pixels unknown)"
     notes = [f"{TAIL_MARK} tail: the rarest by {by}"]
+    if evaluation.prior_tau is not None:
+        notes.append(f"predicted with evaluate.prior_tau = {evaluation.prior_tau:g}")
     if any(math.isnan(row["iou"]) for row in class_rows(evaluation)):
         notes.append(f"{UNDEFINED} undefined: neither in the masks nor predicted; left out of the means")
     return "\n".join(notes)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from segtrain.config import Config
+from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset
 from segtrain.engine.evaluate import evaluate
 from segtrain.errors import ConfigError, DataError, suggest
@@ -113,12 +114,14 @@ def find_worst(
     split: str,
     classes: Sequence[int],
     num_worst: int,
+    frequencies: ClassFrequencies | None = None,
     show_progress: bool = True,
 ) -> Worst:
     """Evaluate `data` and return the images with the lowest IoU over the named classes; ties: most wrong pixels first.
 
     An image counts if any of the classes is in its target or predicted where the target is not ignored. Its IoU is the
-    mean over these classes: a class that is predicted but absent from the target has IoU 0.
+    mean over these classes: a class that is predicted but absent from the target has IoU 0. `frequencies` are those of
+    the training data, which config.evaluate.prior_tau needs.
 
     Raises:
         DataError: no image holds any of the classes, and none was predicted to.
@@ -130,6 +133,7 @@ def find_worst(
         normalize=normalize,
         data=data,
         split=split,
+        frequencies=frequencies,
         on_image=keeper.take,
         show_progress=show_progress,
     )

@@ -116,7 +116,8 @@ def test_more_than_256_classes_fit() -> None:
 def test_predictor_follows_the_config() -> None:
     tile = TileConfig(size=(4, 4))
     config = SimpleNamespace(
-        evaluate=SimpleNamespace(tile=tile, batch_size=3), train=SimpleNamespace(precision="bf16", channels_last=True)
+        evaluate=SimpleNamespace(tile=tile, batch_size=3, prior_tau=None),
+        train=SimpleNamespace(precision="bf16", channels_last=True),
     )
     predictor = Predictor.from_config(config, model=Recorder(), normalize=scaled)  # type: ignore[arg-type]
     assert (predictor.tile, predictor.batch_size) == (tile, 3)
