@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segtrain.errors import DataError
+from segtrain.kernels import class_sums as ops
+from segtrain.kernels.labels import check_labels, count, narrow
+from segtrain.kernels.request import SUMS, encode_mining
 from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
 Activation = Literal["softmax", "sigmoid"]
-SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal", "log_mass")
+__all__ = ["SUMS", "ClassSums", "check_labels", "class_sums", "target_pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,51 +91,68 @@ def class_sums(
         keep = keep.unsqueeze(1) if isinstance(keep, Tensor) else keep
     _check_inputs(logits, target, pixel_weight=pixel_weight, keep=keep, activation=activation)
     _check_settings(logits.shape[1], gamma=gammas, shift=shift, margin=margin, wanted=wanted, activation=activation)
-    if not logits.is_cuda:
-        check_labels(target, num_classes=logits.shape[1] if activation == "softmax" else 2, ignore_index=ignore_index)
-    sums = plain_sums(
+    settings = {
+        "shift": shift,
+        "margin": margin,
+        "pixel_weight": pixel_weight,
+        "keep": keep,
+        "wanted": tuple(name for name in SUMS if name in wanted),
+        "activation": activation,
+        "ignore_index": ignore_index,
+        "gamma": gammas,
+        "scale": scale,
+    }
+    if logits.is_cuda:
+        return ClassSums(**plain_sums(logits, target, **settings))
+    return ClassSums(**_fused_sums(logits, target, **settings))
+
+
+def _fused_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | HardExamples | None,
+    wanted: tuple[str, ...],
+    activation: Activation,
+    ignore_index: int,
+    gamma: tuple[float, ...],
+    scale: float,
+) -> dict[str, Tensor]:
+    """Return what `plain_sums` does, by the fused operator."""
+    rule = keep if isinstance(keep, HardExamples) else None
+    sigmoid = activation == "sigmoid"
+    sums, counts, _ = ops.class_sums(
         logits,
         target,
-        ignore_index=ignore_index,
-        activation=activation,
-        gamma=gammas,
-        shift=shift,
-        margin=margin,
-        scale=scale,
-        pixel_weight=pixel_weight,
-        keep=keep,
-        wanted=tuple(wanted),
+        shift,
+        margin,
+        None if pixel_weight is None else pixel_weight.detach(),
+        None if rule is not None else keep,
+        [SUMS.index(name) for name in wanted],
+        sigmoid,
+        ignore_index,
+        gamma,
+        scale,
+        encode_mining(rule),
     )
-    return ClassSums(**sums)
+    names = ("pixels", "negatives", "kept", "kept_negatives") if sigmoid else ("pixels", "kept")
+    names += ops.names_of_sums(wanted, sigmoid=sigmoid)
+    return dict(zip(names, (*counts.unbind(), *sums.unbind()), strict=True))
 
 
 def target_pixels(target: Tensor, *, num_classes: int, ignore_index: int, pixel_weight: Tensor | None = None) -> Tensor:
     """Return `ClassSums.pixels` of a target `[N, H, W]` alone: float64 `[N, C]`."""
-    labels = target.flatten(1).long()
+    labels = narrow(target, num_classes=num_classes, ignore_index=ignore_index).flatten(1)
     valid = labels != ignore_index
     buckets = labels.masked_fill(~valid, num_classes)
-    weight = valid.double() if pixel_weight is None else torch.where(valid, pixel_weight.flatten(1).double(), 0.0)
-    sums = [torch.where(buckets == c, weight, 0.0).sum(1) for c in range(num_classes)]
-    return torch.stack(sums, dim=1)
-
-
-def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None:
-    """Raise DataError naming labels outside [0, num_classes) with their pixel counts; waits for the device."""
-    as_it_is = target.dtype in (torch.int16, torch.int32, torch.int64)
-    as_it_is |= target.dtype == torch.uint8 and 0 <= ignore_index <= 255 and num_classes <= 255
-    labels = target if as_it_is else target.long()
-    ignored = labels == ignore_index
-    low, high = labels.masked_fill(ignored, 0).aminmax() if labels.numel() else (0, 0)
-    if int(low) >= 0 and int(high) < num_classes:
-        return
-    labels = labels.long()
-    wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
-    values, counts = torch.unique(wrong, return_counts=True)
-    found = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values.tolist(), counts.tolist(), strict=True))[:10])
-    raise DataError(
-        f"labels out of range in the target: {found}; expected 0 to {num_classes - 1}, or {ignore_index} for ignored "
-        "pixels. Map the raw values of the masks with data.label_map, or correct num_classes / ignore_index."
-    )
+    weight = None if pixel_weight is None else torch.where(valid, pixel_weight.detach().flatten(1).double(), 0.0)
+    if not labels.is_cuda:
+        return count(buckets, num_buckets=num_classes, weight=weight)
+    weight = valid.double() if weight is None else weight
+    return torch.stack([torch.where(buckets == c, weight, 0.0).sum(1) for c in range(num_classes)], dim=1)
 
 
 def _check_inputs(

@@ -1,0 +1,136 @@
+"""The operator `segtrain::class_sums`: one opaque node for autograd and torch.compile, with a backward of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtrain.kernels import binary_cpu, softmax_cpu
+from segtrain.kernels.labels import check_labels
+from segtrain.kernels.request import SUMS, Inputs, Request
+
+WITH_NEGATIVES = ("cross_entropy", "focal")
+
+
+@torch.library.custom_op("segtrain::class_sums", mutates_args=())
+def class_sums(
+    logits: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+    mining: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the wanted sums `[K, N, C]` (see `names_of_sums`), the counts `[2 or 4, N, C]`, and the mined mask.
+
+    See `segtrain.losses.class_sums` for the arguments, `Request` for how the settings are spelled. Differentiable
+    once, in the logits.
+
+    Raises:
+        DataError: a label out of range.
+    """
+    request = _request(wanted, sigmoid, ignore_index, gamma, scale, mining)
+    num_labels = 2 if sigmoid else logits.shape[1]
+    check_labels(target, num_classes=num_labels, ignore_index=ignore_index)
+    inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
+    with torch.autocast(logits.device.type, enabled=False):  # the products inside are sums: they keep their precision
+        return _backend(request, logits.shape[1]).forward(inputs, request)
+
+
+@class_sums.register_fake
+def _(
+    logits: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+    mining: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (logits.shape[0], logits.shape[1])
+    names = names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
+    sums = logits.new_empty((len(names), *shape), dtype=torch.float64)
+    counts = logits.new_empty((4 if sigmoid else 2, *shape), dtype=torch.float64)
+    mask = logits.new_empty(target.shape if len(mining) else (0,), dtype=torch.bool)
+    return sums, counts, mask
+
+
+@torch.library.custom_op("segtrain::class_sums_backward", mutates_args=())
+def class_sums_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+) -> Tensor:
+    """Return the gradient of the logits, given that of the sums `[K, N, C]`; `keep` is the mined mask, if any."""
+    request = _request(wanted, sigmoid, ignore_index, gamma, scale, ())
+    names = names_of_sums(request.wanted, sigmoid=sigmoid)
+    grads = {name: row for name, row in zip(names, grad, strict=True) if bool((row != 0).any())}
+    inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _backend(request, logits.shape[1]).backward(grads, inputs, request)
+
+
+@class_sums_backward.register_fake
+def _(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def names_of_sums(wanted: tuple[str, ...], *, sigmoid: bool) -> tuple[str, ...]:
+    """Name the rows of the result: with sigmoid, the pixel terms are followed by their sums over the negatives."""
+    if not sigmoid:
+        return wanted
+    pairs = ((name, f"{name}_negatives") if name in WITH_NEGATIVES else (name,) for name in wanted)
+    return tuple(name for pair in pairs for name in pair)
+
+
+def _request(
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+    mining: Sequence[float],
+) -> Request:
+    names = tuple(SUMS[index] for index in wanted)
+    return Request(names, sigmoid, ignore_index, tuple(gamma), scale, tuple(mining))
+
+
+def _backend(request: Request, num_classes: int) -> Any:
+    return binary_cpu if request.sigmoid or num_classes == 2 and "log_mass" not in request.wanted else softmax_cpu
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, target, shift, margin, pixel_weight, keep, *settings, mining = inputs
+    ctx.save_for_backward(logits, target, shift, margin, pixel_weight, output[2] if len(mining) else keep)
+    ctx.settings = settings
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return class_sums_backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 11
+
+
+class_sums.register_autograd(_backward, setup_context=_setup_context)
