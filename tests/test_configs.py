@@ -9,20 +9,32 @@ import pytest
 from segtrain.cli.main import main
 from segtrain.config import load_config
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+REMEDIES = sorted((FOLDER / "remedies").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *REMEDIES], ids=lambda path: path.stem)
 def test_each_configuration_loads_and_its_header_gives_the_command_and_the_result(path: Path) -> None:
     load_config(path)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"python tools/train.py configs/{path.name}" in line for line in header)
+    place = path.relative_to(FOLDER).as_posix()
+    assert any(f"python tools/train.py configs/{place}" in line for line in header)
     assert any(line.startswith("# Result") for line in header)
     assert not any("to be measured" in line for line in header)
 
 
 def test_the_shipped_configurations_are_the_promised_ones() -> None:
     assert [path.stem for path in CONFIGS] == ["camvid", "camvid_cpu", "camvid_mini", "quickstart"]
+
+
+def test_the_remedies_differ_in_their_loss_alone() -> None:
+    assert REMEDIES
+    base = load_config(FOLDER / "camvid_mini.yaml")
+    for path in REMEDIES:
+        config = load_config(path)
+        assert config.name == f"remedy_{path.stem}"
+        assert config.model_copy(update={"name": base.name, "loss": base.loss}) == base, path.name
 
 
 @pytest.mark.slow
