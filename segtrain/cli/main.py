@@ -24,6 +24,7 @@ COMMANDS = {
     "scan": "count the pixels and images of each class, and check the files",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",
     "schema": "write the JSON Schema with which editors complete training files",
+    "benchmark": "measure time and memory of the losses against other libraries",
     "doctor": "check this machine: versions, devices, disk, shared memory",
 }
 
@@ -101,7 +102,12 @@ class _Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             words = message.removeprefix(prefix).split()
-            options = [option for action in self._actions for option in action.option_strings]
+            options = [
+                option
+                for parser in _with_subjects(self)
+                for action in parser._actions
+                for option in action.option_strings
+            ]
             hint = suggest(words[0].partition("=")[0], options)
             message = f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)}{hint}"
         raise ConfigError(f"{message} (see: {self.prog} --help)")
@@ -124,10 +130,21 @@ def _parser() -> _Parser:
 
 def _parse(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace | None, int]:
     """Parse, with options and overrides in any order; None and an exit code where --help or --version answered."""
+    # argparse cannot mix options into the arguments of a command that has subjects of its own.
+    parse = parser.parse_intermixed_args if len(_with_subjects(parser)) == 1 else parser.parse_args
     try:
-        return parser.parse_intermixed_args(arguments), 0
+        return parse(arguments), 0
     except SystemExit as stop:
         return None, int(stop.code or 0)
+
+
+def _with_subjects(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return the parser and those of its subjects, as `benchmark losses` has them."""
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    return parsers
 
 
 def _fail(message: str, *, code: int = EXIT_USER_ERROR) -> int:
