@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 FORMATS = (".md", ".csv")
+RATIOS = ("iou", "dice", "precision", "recall")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="run", help="folders of runs, or of evaluate --out")
     parser.add_argument("--split", default="test", help="split that they were evaluated on; default: test")
+    parser.add_argument("--ratio", choices=RATIOS, default="iou", help="what to show of the classes; default: iou")
     parser.add_argument("--sort", metavar="KEY", help="name, miou, miou_tail or a class, best first; default: as given")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table too: .md (Markdown) or .csv")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out {args.out}: the name chooses the format; expected one that ends in .md or .csv")
-    runs = sort_runs(read_runs(args.runs, split=args.split), args.sort)
+    runs = sort_runs(read_runs(args.runs, split=args.split, ratio=args.ratio), args.sort)
     if args.out is not None and args.out.suffix == ".csv":
         write_csv(args.out, csv_table(runs))
     elif args.out is not None:

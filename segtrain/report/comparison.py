@@ -35,17 +35,19 @@ NAMED_RUNS = 4
 class EvaluatedRun:
     """What one run reached on one split.
 
-    iou, pixels (of the evaluated masks), train_pixels (None where not known): by class, in the order of the classes.
-    means: miou and miou_tail, as fractions, NaN where undefined like the iou. settings: the run's configuration, flat;
-    steps: the last one it logged, None where it keeps no log. checkpoint: best or last. prior_tau: of the logit
-    adjustment after training that the predictions were made with, None without.
+    ratio: what `values` are: iou, dice, precision or recall. values, pixels (of the evaluated masks), train_pixels (None
+    where not known): by class, in the order of the classes. means: miou and miou_tail, for iou alone. All ratios are
+    fractions, NaN where undefined. settings: the run's configuration, flat. steps: the last one it logged, None where it
+    keeps no log. checkpoint: best or last. prior_tau: of the logit adjustment after training that the predictions were
+    made with, None without.
     """
 
     name: str
     split: str
     num_images: int
+    ratio: str
     means: Mapping[str, float]
-    iou: Mapping[str, float]
+    values: Mapping[str, float]
     pixels: Mapping[str, int]
     train_pixels: Mapping[str, int | None]
     tail: tuple[str, ...]
@@ -55,7 +57,7 @@ class EvaluatedRun:
     prior_tau: float | None
 
 
-def read_runs(folders: Sequence[Path], *, split: str) -> list[EvaluatedRun]:
+def read_runs(folders: Sequence[Path], *, split: str, ratio: str = "iou") -> list[EvaluatedRun]:
     """Read what `evaluate` wrote into the folders of runs, in their order; all problems are told at once.
 
     A folder is a run's, or one that `evaluate --out` wrote; its name becomes that of the run.
@@ -70,7 +72,10 @@ def read_runs(folders: Sequence[Path], *, split: str) -> list[EvaluatedRun]:
     problems += [f"{folder}: named twice" for folder in sorted(twice)]
     if problems:
         raise ConfigError(listing("these runs cannot be compared:", problems))
-    runs = [_read(folder, split=split, name=name) for folder, name in zip(folders, _names(folders), strict=True)]
+    runs = [
+        _read(folder, split=split, ratio=ratio, name=name)
+        for folder, name in zip(folders, _names(folders), strict=True)
+    ]
     _check_same_classes(runs)
     return runs
 
@@ -142,7 +147,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _read(folder: Path, *, split: str, name: str) -> EvaluatedRun:
+def _read(folder: Path, *, split: str, ratio: str, name: str) -> EvaluatedRun:
     path = _metrics_file(folder, split=split)
     again = f"python tools/evaluate.py {folder} --split {split}"
     try:
@@ -154,8 +159,9 @@ def _read(folder: Path, *, split: str, name: str) -> EvaluatedRun:
             name=name,
             split=found["split"],
             num_images=found["num_images"],
-            means={mean: _number(found["means"][mean]["value"]) for mean in MEANS},
-            iou={row["class"]: _number(row["iou"]) for row in classes},
+            ratio=ratio,
+            means={mean: _number(found["means"][mean]["value"]) for mean in MEANS if ratio == "iou"},
+            values={row["class"]: _number(row[ratio]) for row in classes},
             pixels={row["class"]: row["pixels"] for row in classes},
             train_pixels={row["class"]: row["train_pixels"] for row in classes},
             tail=tuple(found["means"]["miou_tail"]["classes"]),
@@ -208,8 +214,8 @@ def _last_step(path: Path) -> int | None:
 
 def _check_same_classes(runs: Sequence[EvaluatedRun]) -> None:
     first = runs[0]
-    others = [run for run in runs if list(run.iou) != list(first.iou)]
+    others = [run for run in runs if list(run.values) != list(first.values)]
     if not others:
         return
-    lines = [f"{run.name}: {some(list(run.iou), limit=12)}" for run in (first, *others)]
-    raise ConfigError(listing("the runs have different classes, whose IoU cannot be compared:", lines))
+    lines = [f"{run.name}: {some(list(run.values), limit=12)}" for run in (first, *others)]
+    raise ConfigError(listing("the runs have different classes, which cannot be compared:", lines))

@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from segtrain.errors import ConfigError, suggest
-from segtrain.report.comparison import MEANS, EvaluatedRun, seeds
+from segtrain.report.comparison import EvaluatedRun, seeds
 from segtrain.report.numbers import UNDEFINED, percent
 
 BEST = "*"
 MEAN_HEADS = {"miou": "mIoU", "miou_tail": "tail"}
+RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others go by their own name
+UNDEFINED_WHERE = {"precision": "never predicted", "recall": "not in the masks"}
 NAME_WIDTH, HEAD_WIDTH, GAP = 26, 12, 2  # characters; longer names are folded
 
 
@@ -27,7 +29,7 @@ class Scores:
     """The numbers of the table: columns are the means, then the classes from the rarest to the most common.
 
     heads: of the columns; shares: of the training pixels in percent, "" for means. names: of the rows, one a run,
-    without `prefix`, the beginning that all of them share. values: IoU in percent, NaN where undefined. best: the
+    without `prefix`, the beginning that all of them share. values: in percent, NaN where undefined. best: the
     values that no other of their column exceeds, as they are shown; none where all are equal.
     """
 
@@ -40,20 +42,20 @@ class Scores:
 
 
 def sort_runs(runs: Sequence[EvaluatedRun], key: str | None) -> list[EvaluatedRun]:
-    """Order runs by name, or by a mean or the IoU of a class, highest first and undefined last; None: as they stand.
+    """Order runs by name, or by a mean or the value of a class, highest first and undefined last; None: as they stand.
 
     Raises:
         ConfigError: no such key.
     """
-    classes = list(runs[0].iou)
+    sortable = [*runs[0].means, *runs[0].values]
     if key is None:
         return list(runs)
     if key == "name":
         return sorted(runs, key=lambda run: run.name)
-    if key not in (*MEANS, *classes):
-        known = ["name", *MEANS, *classes]
+    if key not in sortable:
+        known = ["name", *sortable]
         raise ConfigError(f"--sort {key}: expected one of {', '.join(known)}{suggest(key, known)}")
-    return sorted(runs, key=lambda run: _descending(run.means[key] if key in MEANS else run.iou[key]))
+    return sorted(runs, key=lambda run: _descending({**run.values, **run.means}[key]))
 
 
 def _descending(value: float) -> float:
@@ -67,12 +69,11 @@ def make_scores(runs: Sequence[EvaluatedRun]) -> Scores:
     classes = sorted(counts, key=lambda name: counts[name])
     prefix = _common_beginning([run.name for run in runs])
     values = tuple(
-        tuple(100 * value for value in (*(run.means[mean] for mean in MEANS), *(run.iou[name] for name in classes)))
-        for run in runs
+        tuple(100 * value for value in (*run.means.values(), *(run.values[name] for name in classes))) for run in runs
     )
     return Scores(
-        heads=(*(MEAN_HEADS[mean] for mean in MEANS), *classes),
-        shares=(*("" for _ in MEANS), *(percent(counts[name] / total) for name in classes)),
+        heads=(*(MEAN_HEADS[mean] for mean in runs[0].means), *classes),
+        shares=(*("" for _ in runs[0].means), *(percent(counts[name] / total) for name in classes)),
         names=tuple(run.name.removeprefix(prefix) for run in runs),
         prefix=prefix,
         values=values,
@@ -107,7 +108,7 @@ def markdown(runs: Sequence[EvaluatedRun]) -> str:
         for row, name in enumerate(scores.names)
     ]
     lines = [
-        [f"{runs[0].split} IoU, %", *map(_escaped, scores.heads)],
+        [f"{runs[0].split} {_ratio_name(runs[0])}, %", *map(_escaped, scores.heads)],
         ["---", *("---:" for _ in scores.heads)],
         [f"share of {_counted_pixels(runs[0])}, %", *scores.shares],
         *cells,
@@ -117,10 +118,12 @@ def markdown(runs: Sequence[EvaluatedRun]) -> str:
 
 
 def csv_table(runs: Sequence[EvaluatedRun]) -> list[list[Any]]:
-    """Return the header and a row for each run; IoU as fractions, undefined ones empty, nothing marked."""
-    rows: list[list[Any]] = [["run", "split", "seed", "steps", *MEANS, *(f"iou/{name}" for name in runs[0].iou)]]
+    """Return the header and a row for each run; fractions, undefined ones empty, nothing marked."""
+    rows: list[list[Any]] = [
+        ["run", "split", "seed", "steps", *runs[0].means, *(f"{runs[0].ratio}/{name}" for name in runs[0].values)]
+    ]
     for run in runs:
-        values = [*(run.means[mean] for mean in MEANS), *run.iou.values()]
+        values = [*run.means.values(), *run.values.values()]
         about = [run.name, run.split, run.settings.get("seed", ""), "" if run.steps is None else run.steps]
         rows.append([*about, *("" if math.isnan(value) else value for value in values)])
     return rows
@@ -131,13 +134,16 @@ def notes(runs: Sequence[EvaluatedRun], *, mark: str = BEST) -> list[str]:
     first, scores = runs[0], make_scores(runs)
     images = f"{first.num_images} image{'s' if first.num_images != 1 else ''}"
     lines = [
-        f"{first.split}, {images}: IoU in %; classes from the rarest by {_counted_pixels(first)}",
-        f"tail: mean over {', '.join(first.tail)}",
+        f"{first.split}, {images}: {_ratio_name(first)} in %; classes from the rarest by {_counted_pixels(first)}",
     ]
+    if "miou_tail" in first.means:
+        lines.append(f"tail: mean over {', '.join(first.tail)}")
     if scores.best:
-        lines.append(f"{mark}: best of the runs")
+        lines.append(f"{mark}: highest of the runs")
     if any(math.isnan(value) for row in scores.values for value in row):
-        lines.append(f"{UNDEFINED}: undefined, neither in the masks nor predicted")
+        lines.append(
+            f"{UNDEFINED}: undefined, {UNDEFINED_WHERE.get(first.ratio, 'neither in the masks nor predicted')}"
+        )
     if scores.prefix:
         lines.append(f"names of runs without their common beginning {scores.prefix}")
     found = seeds(runs)
@@ -146,13 +152,17 @@ def notes(runs: Sequence[EvaluatedRun], *, mark: str = BEST) -> list[str]:
     return lines
 
 
+def _ratio_name(run: EvaluatedRun) -> str:
+    return RATIO_NAMES.get(run.ratio, run.ratio)
+
+
 def _sentences(lines: Sequence[str]) -> list[str]:
     return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
 def _counts(run: EvaluatedRun) -> dict[str, int]:
     trained = {name: count for name, count in run.train_pixels.items() if count is not None}
-    return trained if len(trained) == len(run.iou) else dict(run.pixels)
+    return trained if len(trained) == len(run.values) else dict(run.pixels)
 
 
 def _counted_pixels(run: EvaluatedRun) -> str:

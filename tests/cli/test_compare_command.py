@@ -27,7 +27,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         names = settings.pop("names", list(SHARES))
         counts = settings.pop("pixels", [40, 30, 20, 10])
         classes = [
-            {"class": label, "iou": value, "pixels": count, "train_pixels": trained}
+            {"class": label, "iou": value, "recall": 0.5, "precision": value, "pixels": count, "train_pixels": trained}
             for label, value, count, trained in zip(names, iou, counts, SHARES.values(), strict=True)
         ]
         defined = [value for value in iou if value is not None]
@@ -73,6 +73,19 @@ def test_the_table_orders_classes_from_the_rarest_and_marks_the_best(
     assert "without their common beginning try_" in out
     assert "one seed (0)" in out
     assert err == ""
+
+
+def test_recall_and_precision_can_be_shown_in_place_of_iou(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [make_run("a", [0.9, 0.8, 0.1, None]), make_run("b", [0.8, 0.7, 0.3, 0.25])]
+    out, _ = answer(capsys, *folders, "--ratio", "recall", "--markdown")
+    assert out.splitlines()[3] == "| a | 50.0 | 50.0 | 50.0 | 50.0 |"
+    assert "mIoU" not in out
+    out, _ = answer(capsys, *folders, "--ratio", "precision", "--sort", "sky")
+    assert "–: undefined, never predicted" in out
+    _, err = answer(capsys, *folders, "--ratio", "recall", "--sort", "miou", code=2)
+    assert "expected one of name, road" in err
 
 
 def test_a_column_of_one_value_has_no_best(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
