@@ -35,11 +35,11 @@ NAMED_RUNS = 4
 class EvaluatedRun:
     """What one run reached on one split.
 
-    ratio: what `values` are: iou, dice, precision or recall. values, pixels (of the evaluated masks), train_pixels (None
-    where not known): by class, in the order of the classes. means: miou and miou_tail, for iou alone. All ratios are
-    fractions, NaN where undefined. settings: the run's configuration, flat. steps: the last one it logged, None where it
-    keeps no log. checkpoint: best or last. prior_tau: of the logit adjustment after training that the predictions were
-    made with, None without.
+    ratio: what `values` are: iou, dice, precision or recall. values, pixels (of the evaluated masks), train_pixels
+    (None where not known): by class, in the order of the classes. means: miou and miou_tail, for iou alone. All ratios
+    are fractions, NaN where undefined. settings: the run's configuration, flat. steps: the last one it logged, None
+    where it keeps no log. checkpoint: best or last. prior_tau: of the logit adjustment after training that the
+    predictions were made with, None without.
     """
 
     name: str
