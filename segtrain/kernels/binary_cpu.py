@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from segtrain.kernels.chunks import Chunk, chunks, few_rows
-from segtrain.kernels.labels import narrow
+from segtrain.kernels.labels import check_labels, narrow
 from segtrain.kernels.request import Inputs, Request
 
 KINDS = {  # what each sum is made of: of the pixels with the label (p), without it (q)
@@ -25,6 +25,7 @@ KINDS = {  # what each sum is made of: of the pixels with the label (p), without
     "cross_entropy": ("cross_entropy",),
     "focal": ("focal",),
 }
+NO_LABEL = 2
 LINEAR_THRESHOLD = 40.0  # beyond it log(1 + e^d) is d to the last digit of float64
 
 
@@ -47,6 +48,9 @@ class _Batch:
         groups = num_classes if request.sigmoid else 1
         shape = (images, groups, rows, columns)
         target = narrow(inputs.target, num_classes=2, ignore_index=request.ignore_index).reshape(shape)
+        any_ignored = bool((target == request.ignore_index).any())
+        if any_ignored and request.ignore_index in (0, 1):  # the number of a label: it must not be taken for it below
+            target = target.masked_fill(target == request.ignore_index, NO_LABEL)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         shift = margin = None
         if inputs.shift is not None:
@@ -63,7 +67,7 @@ class _Batch:
             keep=None if keep is None else keep.reshape(shape),
             shift=shift,
             margin=margin,
-            any_ignored=bool((target == request.ignore_index).any()),
+            any_ignored=any_ignored,
             request=request,
             dtype=dtype,
         )
@@ -89,6 +93,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
 
     With sigmoid there are as many sums again, over the negatives, and as counts pixels, kept, and both of negatives.
     """
+    check_labels(inputs.target, num_classes=2, ignore_index=request.ignore_index)
     batch = _Batch.prepare(inputs, request)
     images, groups = batch.target.shape[:2]
     rule = request.rule
@@ -216,7 +221,7 @@ def _mine(batch: _Batch, losses: Tensor) -> Tensor:
     """Return the mask of the rule: classes are the labels with softmax, and with sigmoid each class's 0 and 1."""
     groups = batch.target.shape[1]
     first = 2 * torch.arange(groups).view(1, -1, 1, 1)
-    ignored = batch.target == batch.request.ignore_index
+    ignored = (batch.target != 0) & (batch.target != 1)
     buckets = (batch.target.long() + first).masked_fill(ignored, 2 * groups)
     rule = batch.request.rule
     assert rule is not None

@@ -49,7 +49,7 @@ def cases(draw: st.DrawFn) -> Case:
     num_classes = draw(st.sampled_from((1, 2, 3, 4, 19)) | st.integers(1, 300))
     side = st.integers(1, 12 if num_classes <= 64 else 5)
     target_dtype = draw(st.sampled_from((torch.uint8, torch.int16, torch.int32, torch.int64)))
-    ignored = (255,) if target_dtype == torch.uint8 else (-1, 255, -100, 0)
+    ignored = (0, 1, 255) if target_dtype == torch.uint8 else (-100, -1, 0, 1, 255)
     return Case(
         images=draw(st.integers(1, 3)),
         num_classes=num_classes,
@@ -114,7 +114,7 @@ def make(case: Case, *, sigmoid: bool) -> Batch:
     logits = case.spread * torch.randn(case.images, classes, *case.size, generator=generator)
     shape = tuple(logits.shape) if sigmoid else (case.images, *case.size)
     top = 2 if sigmoid else classes
-    ignore_index = 255 if sigmoid and case.ignore_index == 0 else case.ignore_index
+    ignore_index = case.ignore_index
     if not sigmoid and case.target_dtype == torch.uint8:
         top = min(top, 256)
     labels = torch.randint(0, top, shape, generator=generator)
@@ -143,7 +143,7 @@ def defined(logits: Tensor, batch: Batch, *, sigmoid: bool) -> dict[str, Tensor]
     options, classes = batch.options, logits.shape[1]
     target = batch.target.long()
     if sigmoid:
-        label, other, valid = target == 1, target == 0, batch.valid
+        label, other, valid = (target == 1) & batch.valid, (target == 0) & batch.valid, batch.valid
     else:
         one_hot = F.one_hot(target.masked_fill(~batch.valid, 0), classes).movedim(-1, 1).bool()
         valid = batch.valid[:, None]
