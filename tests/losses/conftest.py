@@ -38,6 +38,19 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture
+def make_labels() -> Callable[..., Tensor]:
+    """A factory of sigmoid targets for logits: int64 of 0, 1 and 255, a fifth of each class ignored on its own."""
+
+    def make(logits: Tensor, *, seed: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 2, logits.shape, generator=generator)
+        labels[torch.rand(logits.shape, generator=generator) < 0.2] = 255
+        return labels
+
+    return make
+
+
+@pytest.fixture
 def frequencies() -> SimpleNamespace:
     """Counts of four classes in 10 images of 1000 pixels; no ignored pixel."""
     return SimpleNamespace(
