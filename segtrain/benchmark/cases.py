@@ -55,7 +55,7 @@ class Case:
         shape = "×".join(map(str, self.shape))
         return (
             f"logits {shape} {self.dtype} {self.memory_format}, {self.target_dtype} targets, "
-            f"{self.ignored:.0%} ignored, {self.device}"
+            f"{100 * self.ignored:g} % ignored, {self.device}"
         )
 
 

@@ -22,7 +22,7 @@ def describe_environment(device: str) -> dict[str, Any]:
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(),
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -62,6 +62,13 @@ def busy_warning(environment: dict[str, Any]) -> str | None:
         f"warning: the machine was busy (load average {load:.2f} on {cores} usable cores): times are not to be "
         "trusted, CPU-time ratios a little more; end other work, wait a minute, and measure again"
     )
+
+
+def device_name(device: str) -> str:
+    """Return the model of the processor, or of the CUDA device with the version of CUDA."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return cpu_name()
 
 
 def cpu_name() -> str:

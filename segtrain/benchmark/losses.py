@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,8 +72,9 @@ def benchmark_losses(settings: LossSettings, *, tell: Callable[[str], None] = la
     Raises:
         SegtrainError: a loss of ours cannot be measured. Others that cannot get a row that says why.
     """
-    with _threads(settings.threads):
-        environment = describe_environment(settings.cases[0].device)
+    device = settings.cases[0].device
+    with _threads(settings.threads), torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
+        environment = describe_environment(device)
         cases = [_measure_case(case, settings, tell) for case in settings.cases]
     return {
         "benchmark": "losses",

@@ -20,7 +20,7 @@ def test_losses_are_measured_printed_and_written(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert code == 0
     assert printed.out.count("F.cross_entropy ") == 4
-    assert "logits 1×3×16×16 float32 channels_last, uint8 targets, 10% ignored, cpu" in printed.out
+    assert "logits 1×3×16×16 float32 channels_last, uint8 targets, 10 % ignored, cpu" in printed.out
     assert f"written: {out}" in printed.err
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["environment"]["threads"] == 1

@@ -1,0 +1,26 @@
+"""The figures in docs/performance.md are those of the measurements that lie beside it, word for word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from segtrain.benchmark import report
+from segtrain.benchmark.aims import CPU_AIMS, CPU_TWO_CLASSES, CUDA_AIMS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "performance.md").read_text(encoding="utf-8")
+
+
+def test_every_measurement_is_on_the_page_as_the_command_prints_it() -> None:
+    for path in sorted((DOCS / "measurements").glob("losses*.json")):
+        assert report.markdown(json.loads(path.read_text(encoding="utf-8"))) in PAGE, (
+            f"print it anew: python tools/benchmark.py losses --show docs/measurements/{path.name} --markdown"
+        )
+
+
+def test_the_page_states_the_aims_that_runs_are_held_against() -> None:
+    table = PAGE.partition("## Aims")[2].partition("## Measured")[0]
+    for aim in (*CPU_AIMS, *CPU_TWO_CLASSES, *CUDA_AIMS):
+        bound = f"≤ {aim.at_most}" if aim.at_most is not None else f"≥ {aim.at_least}"
+        assert f"| {bound} |" in table, aim.text
