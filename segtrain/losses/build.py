@@ -12,6 +12,7 @@ from segtrain.config.loss import ClassWeightsConfig, LossConfig
 from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm
 from segtrain.errors import ConfigError
 from segtrain.losses.combined import SegmentationLoss
+from segtrain.losses.priors import label_margins, log_prior
 from segtrain.losses.weights import class_weights
 
 if TYPE_CHECKING:
@@ -47,8 +48,16 @@ def build_loss(
         )
     config = _validated(section, frequencies)
     weights = class_weights(
-        config.class_weights, num_classes=num_classes, frequencies=frequencies, class_names=class_names
+        config.class_weights,
+        num_classes=num_classes,
+        frequencies=frequencies,
+        class_names=class_names,
+        activation=config.activation,
     )
+    prior = None if config.prior is None else log_prior(frequencies, class_names=class_names)
+    margin = None
+    if config.margin is not None:
+        margin = label_margins(frequencies, max_margin=config.margin.max_margin)
     shares = None
     if frequencies is not None:
         pixels = torch.as_tensor(frequencies.pixels, dtype=torch.float64)
@@ -58,6 +67,8 @@ def build_loss(
         num_classes=num_classes,
         ignore_index=ignore_index,
         class_weights=weights,
+        log_prior=prior,
+        margin=margin,
         class_names=class_names,
         shares=shares,
     )

@@ -1,34 +1,58 @@
-"""The combined loss module: terms made from shared class sums, weighted and added."""
+"""The combined loss module: terms made from shared class sums (or passes of their own), weighted and added."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from segtrain.config.loss import LossConfig
-from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm, FocalTerm, TermConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import ClassSums, check_labels, class_sums
+from segtrain.losses.class_sums import check_labels, class_sums
+from segtrain.losses.groups import Group, group_terms
 from segtrain.losses.hard_examples import hard_examples
-from segtrain.losses.pixel import pixel_mean
-from segtrain.losses.region import dice, dice_sums
-from segtrain.losses.table import describe
+from segtrain.losses.heads import fit_head, one_hot, split_heads
+from segtrain.losses.priors import margin_of, shift_of
+from segtrain.losses.schedules import weight_at
+from segtrain.losses.table import Columns, describe, distinct_labels
+from segtrain.losses.term import AnyTerm, ClassWeights, Inputs, OwnPassTerm, SumsTerm
+from segtrain.losses.terms import Setting, make_term
+
+Reduce = Callable[[Tensor], Tensor]
 
 
 class SegmentationLoss(nn.Module):
-    """A weighted sum of loss terms; `build_loss` makes it. All terms come from one softmax for each focal γ.
+    """A weighted sum of loss terms; `build_loss` makes it.
+
+    Every term is additive statistics, then a value. `statistics` gives those of a batch (one flat float64 tensor,
+    small: a few numbers for each class), `value` makes the loss of them. They may be added over whatever the loss is to
+    cover before `value` is taken, and the two hooks of `terms` and `forward` do that:
+
+    - `reduce` sums the statistics over ranks, once for all terms. With an all-reduce whose backward is an all-reduce,
+      every rank gets the loss of the whole batch, and DDP's mean of the gradients is its exact gradient.
+    - `rest` is what the other micro-batches of an accumulation window add up to (detached): every micro-batch then
+      gives the loss of the whole window and its own part of the gradient, exact for all terms.
+    - `normalizer` is the cheaper way where a term is a sum over pixels or images divided by a count: see `normalizer`.
 
     Attributes:
         config: the validated section.
         class_weights: float64 buffer `[C]`, or None.
+        shift: float64 buffer `[C]`, added to the logits that the pixel terms read (prior), or None.
+        margin: float64 buffer `[C]`, taken from the label's logit in the pixel terms, or None.
         labels: the keys of `terms`, in the order of the configuration.
-        num_reads: how many softmaxes of the logits one call takes.
+        num_reads: how often one head's logits are read forward: once for each group of terms that can share class
+            sums, and once for each term with a pass of its own.
+        needs_teacher: whether `teacher_logits` must be given.
+        wants_distances: whether `distances` save the boundary term work.
     """
 
     class_weights: Tensor | None
+    shift: Tensor | None
+    margin: Tensor | None
 
     def __init__(
         self,
@@ -37,105 +61,163 @@ class SegmentationLoss(nn.Module):
         num_classes: int,
         ignore_index: int = 255,
         class_weights: Tensor | None = None,
+        log_prior: Tensor | None = None,
+        margin: Tensor | None = None,
         class_names: Sequence[str] | None = None,
         shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        _refuse_what_is_not_built(config)
         self.config = config
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.class_names = None if class_names is None else tuple(class_names)
         self.shares = shares
-        self.labels = _distinct_labels(config.terms)
+        self.epoch = 0.0
+        self.labels = distinct_labels(config.terms)
         self.mining = None if config.ohem is None else hard_examples(config.ohem)
         self.register_buffer("class_weights", class_weights)
-        self._groups = _groups(config.terms)
-        self.num_reads = len(self._groups)
+        self.register_buffer("shift", shift_of(config, log_prior))
+        self.register_buffer("margin", margin_of(config, margin))
+        setting = Setting(config, num_classes, self.class_names)
+        self._terms = tuple(make_term(term, setting) for term in config.terms)
+        own = {index: term for index, term in enumerate(self._terms) if hasattr(term, "own_statistics")}
+        self._own = cast(Mapping[int, OwnPassTerm], own)
+        sums = {index: term for index, term in enumerate(self._terms) if index not in own}
+        self._sums = cast(Mapping[int, SumsTerm], sums)
+        self._groups = group_terms(self._sums, shifts=config.prior is not None or config.margin is not None)
+        self.num_reads = len(self._groups) + len(own)
+        self.needs_teacher = any(term.name == "distillation" for term in config.terms)
+        self.wants_distances = any(term.name == "boundary" for term in config.terms)
 
     def forward(
         self,
-        logits: Tensor,
+        logits: Tensor | Sequence[Tensor],
         target: Tensor,
         *,
         pixel_weight: Tensor | None = None,
         teacher_logits: Tensor | None = None,
+        distances: Tensor | None = None,
         normalizer: Normalizer | None = None,
+        reduce: Reduce | None = None,
+        rest: Tensor | None = None,
     ) -> Tensor:
         """Return Σ weight × term: a scalar, float32 (float64 for float64 logits). Arguments as for `terms`."""
-        if teacher_logits is not None:
-            raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
-        return self.terms(logits, target, pixel_weight=pixel_weight, normalizer=normalizer)["total"]
+        return self.terms(
+            logits,
+            target,
+            pixel_weight=pixel_weight,
+            teacher_logits=teacher_logits,
+            distances=distances,
+            normalizer=normalizer,
+            reduce=reduce,
+            rest=rest,
+        )["total"]
 
     def terms(
         self,
-        logits: Tensor,
+        logits: Tensor | Sequence[Tensor],
         target: Tensor,
         *,
         pixel_weight: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        distances: Tensor | None = None,
         normalizer: Normalizer | None = None,
+        reduce: Reduce | None = None,
+        rest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return each term's value before its weight, by label, and their weighted sum as "total".
 
+        With several heads the labels are those of the main one, `auxiliary_1` ... the totals of the others, and the
+        total is Σ head weight × total of the head.
+
         Args:
-            logits: float `[N, C, H, W]`, any strides.
-            target: integer `[N, H, W]`.
-            pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum.
+            logits: float `[N, C, H, W]`, any strides; with `auxiliary` a list of `[N, C, h_i, w_i]`.
+            target: integer `[N, H, W]`. With `activation: sigmoid` `[N, C, H, W]` (or `[N, H, W]` for C = 1) of 0, 1
+                and `ignore_index`; labels `[N, H, W]` are then taken as one class that is there and C − 1 that are not.
+            pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum that counts pixels.
+            teacher_logits: float `[N, C, H, W]` of the distillation term's teacher.
+            distances: float `[N, K, H, W]` of the boundary term's classes; made from the target where not given.
             normalizer: of the accumulation window that this batch belongs to: the values are then this batch's part,
-                to be summed over the window (not averaged).
+                to be summed over the window (not averaged). Under `reduce` it must be `reduced`, too.
+            reduce: sums a tensor over ranks; every rank must call it equally often.
+            rest: Σ of `statistics` over the other micro-batches of this rank's window, detached, without `reduce`.
+                The values are those of the whole window (not to be summed), the gradient is this batch's part.
 
         Raises:
-            ValueError: shapes or types that do not fit.
+            ValueError: shapes or types that do not fit, or both `normalizer` and `rest`.
+            ConfigError: heads, teacher or distances that the configuration does not go with.
             DataError: labels out of range (on CUDA only with `check_labels: true`).
         """
-        if logits.dim() == 4 and logits.shape[1] != self.num_classes:
-            raise ValueError(f"logits have {logits.shape[1]} channels, expected num_classes = {self.num_classes}")
-        if self.config.check_labels and target.is_cuda:  # on the CPU class_sums always looks
-            check_labels(target, num_classes=self.num_classes, ignore_index=self.ignore_index)
-        values: dict[int, Tensor] = {}
-        for gamma, (wanted, members) in self._groups.items():
-            sums = class_sums(
-                logits,
-                target,
-                ignore_index=self.ignore_index,
-                gamma=gamma,
-                pixel_weight=pixel_weight,
-                keep=self.mining,
-                wanted=wanted,
-            )
-            values |= {index: self._term(self.config.terms[index], sums, normalizer) for index in members}
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = torch.stack([term.weight * values[index] for index, term in enumerate(self.config.terms)]).sum()
-        named = {label: values[index].to(dtype) for index, label in enumerate(self.labels)}
-        return named | {"total": total.to(dtype)}
+        if normalizer is not None and rest is not None:
+            raise ValueError("give normalizer (one pass) or rest (two passes), not both")
+        statistics = self.statistics(
+            logits, target, pixel_weight=pixel_weight, teacher_logits=teacher_logits, distances=distances
+        )
+        statistics = statistics if rest is None else statistics + rest
+        statistics = statistics if reduce is None else reduce(statistics)
+        first = logits if isinstance(logits, Tensor) else logits[0]
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        return {name: value.to(dtype) for name, value in self.value(statistics, normalizer=normalizer).items()}
 
-    def _term(self, term: TermConfig, sums: ClassSums, normalizer: Normalizer | None) -> Tensor:
-        weights = None if self.class_weights is None else self.class_weights.double()
-        if isinstance(term, DiceTerm):
-            weights = weights if term.class_weights else None
-            window = None
-            if normalizer is not None and term.per == "image":
-                window = normalizer.region_weight(absent_classes=term.absent_classes, class_weights=weights)
-            value = dice(
-                sums,
-                squared=term.squared,
-                per=term.per,
-                smooth=term.smooth,
-                absent_classes=term.absent_classes,
-                class_weights=weights,
-                total_weight=window,
+    def statistics(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        target: Tensor,
+        *,
+        pixel_weight: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        distances: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the terms are made of, float64 `[K]`: it may be added over micro-batches and ranks.
+
+        Arguments as for `terms`. K depends on the configuration and the number of heads only.
+        """
+        self._check(teacher_logits, distances)
+        if self.config.check_labels and target.is_cuda:  # on the CPU class_sums always looks
+            self._check_labels(target)
+        parts: list[Tensor] = []
+        for head in split_heads(logits, self.config.auxiliary):
+            if head.dim() == 4 and head.shape[1] != self.num_classes:
+                raise ValueError(f"logits have {head.shape[1]} channels, expected num_classes = {self.num_classes}")
+            resized, labels, weight = fit_head(
+                head,
+                target,
+                pixel_weight,
+                config=self.config,
+                is_main=not parts,
+                num_classes=self.num_classes,
+                ignore_index=self.ignore_index,
             )
-            return value if normalizer is None or window is not None else value / normalizer.num_batches
-        loss = sums.focal if isinstance(term, FocalTerm) else sums.cross_entropy
-        assert loss is not None
-        reduction = self.config.reduction
-        if normalizer is None or self.mining is not None:
-            value = pixel_mean(loss, sums.kept, class_weights=weights, reduction=reduction)
-            return value if normalizer is None else value / normalizer.num_batches
-        return pixel_mean(loss, normalizer.pixels, class_weights=weights, reduction=reduction)
+            parts += self._head_statistics(
+                Inputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
+            )
+        return torch.cat([part.flatten() for part in parts])
+
+    def value(self, statistics: Tensor, *, normalizer: Normalizer | None = None) -> dict[str, Tensor]:
+        """Return the float64 terms and their total that `statistics`, added over what they should cover, stand for."""
+        sizes = [math.prod(term.shape) for term in self._terms]
+        heads = statistics.view(-1, sum(sizes)).unbind()
+        weights = self._weights_in_force()
+        named: dict[str, Tensor] = {}
+        totals = []
+        for number, head in enumerate(heads):
+            counted = normalizer if number == 0 or not self._resizes_target else None
+            values = [
+                _value(
+                    term, part.view(term.shape), weights, counted, 1 if normalizer is None else normalizer.num_batches
+                )
+                for term, part in zip(self._terms, torch.split(head, sizes), strict=True)
+            ]
+            scales = [weight_at(term.weight, self.epoch) for term in self.config.terms]
+            totals.append(torch.stack([scale * value for scale, value in zip(scales, values, strict=True)]).sum())
+            named |= dict(zip(self.labels, values, strict=True)) if number == 0 else {f"auxiliary_{number}": totals[-1]}
+        if self.config.auxiliary is not None:
+            pairs = zip(self.config.auxiliary.weights, totals, strict=False)  # a lone main head in evaluation
+            totals = [weight * total for weight, total in pairs]
+        return named | {"total": torch.stack(totals).sum()}
 
     def normalizer(self, targets: Iterable[Tensor], *, pixel_weights: Iterable[Tensor] | None = None) -> Normalizer:
-        """Count the targets (each integer `[N, H, W]`) of an accumulation window of micro-batches.
+        """Count the targets (each as for `terms`) of an accumulation window of micro-batches.
 
         `loss(..., normalizer=n)` for each micro-batch, its gradients summed, is then the gradient of the loss of the
         whole window in one batch; see `inexact_under_accumulation` for what is not.
@@ -147,67 +229,97 @@ class SegmentationLoss(nn.Module):
     @property
     def inexact_under_accumulation(self) -> str | None:
         """Say which terms differ from the whole window's under accumulation, or None when all are exact."""
-        reasons = []
-        if self.mining is not None:
-            reasons.append("hard examples are ranked within each micro-batch")
-        batch = [
-            label
-            for label, term in zip(self.labels, self.config.terms, strict=True)
-            if isinstance(term, DiceTerm) and term.per == "batch"
-        ]
-        if batch:
-            reasons.append(f"{', '.join(batch)}: overlaps are taken within each micro-batch (per: image is exact)")
-        return "; ".join(reasons) or None
+        texts = self._reasons([term.inexact for term in self._terms])
+        if self._resizes_target:
+            texts.append("auxiliary heads: counted within each micro-batch (resize: logits is exact)")
+        return "; ".join(texts) or None
+
+    @property
+    def inexact_with_rest(self) -> str | None:
+        """Say which terms differ from the whole window's even with `rest` (or across ranks), or None."""
+        return "; ".join(self._reasons([term.apart for term in self._terms])) or None
 
     def set_progress(self, step: int, epoch: float) -> None:
-        """Hear where training stands, in optimizer steps and epochs done: what every training loss is told.
+        """Hear where training stands, in optimizer steps and epochs done (fractions count); at first both are 0.
 
-        The weights of these terms are constant, so nothing follows from it; a loss with scheduled weights overrides it.
+        Weight schedules and deferred class weights are functions of the epoch alone: a resumed run, told where it
+        stands, goes on exactly.
         """
+        self.epoch = float(epoch)
 
     def describe(self) -> str:
-        """Return a plain text of the terms and the derived class weights, in lines of at most 80 columns."""
-        weights = None if self.class_weights is None else self.class_weights.tolist()
-        names = self.class_names or tuple(str(c) for c in range(self.num_classes))
-        return describe(self.config, labels=self.labels, class_names=names, weights=weights, shares=self.shares)
+        """Return a plain text of the terms, the weights, priors and margins, in lines of at most 80 columns."""
+        columns = Columns(
+            names=self.class_names or tuple(str(c) for c in range(self.num_classes)),
+            shares=self.shares,
+            weights=None if self.class_weights is None else self.class_weights.tolist(),
+            shift=None if self.shift is None else self.shift.tolist(),
+            margin=None if self.margin is None else self.margin.tolist(),
+        )
+        return describe(self.config, labels=self.labels, columns=columns, num_reads=self.num_reads)
+
+    @property
+    def _resizes_target(self) -> bool:
+        return self.config.auxiliary is not None and self.config.auxiliary.resize == "target"
+
+    def _reasons(self, given: Sequence[str | None]) -> list[str]:
+        """Return each reason once, after the labels of the terms that give it."""
+        reasons: dict[str, list[str]] = {}
+        for label, reason in zip(self.labels, given, strict=True):
+            if reason is not None:
+                reasons.setdefault(reason, []).append(label)
+        return [f"{', '.join(labels)}: {reason}" for reason, labels in reasons.items()]
+
+    def _weights_in_force(self) -> ClassWeights:
+        if self.class_weights is None or self.epoch < self.config.class_weights.start_epoch:
+            return ClassWeights(None)
+        return ClassWeights(self.class_weights.double())
+
+    def _head_statistics(self, inputs: Inputs) -> list[Tensor]:
+        parts: dict[int, Tensor] = {}
+        for group in self._groups:
+            parts |= self._group_statistics(group, inputs)
+        parts |= {index: term.own_statistics(inputs) for index, term in self._own.items()}
+        return [parts[index] for index in range(len(self._terms))]
+
+    def _group_statistics(self, group: Group, inputs: Inputs) -> dict[int, Tensor]:
+        target = inputs.target
+        if group.activation == "sigmoid" and target.dim() == 3:  # a preset's sigmoid on class labels
+            target = one_hot(target, num_classes=self.num_classes, ignore_index=self.ignore_index)
+        margin = self.config.margin
+        sums = class_sums(
+            inputs.logits,
+            target,
+            ignore_index=self.ignore_index,
+            activation=group.activation,
+            gamma=group.gamma,
+            shift=self.shift if group.shifted else None,
+            margin=self.margin if group.shifted else None,
+            scale=margin.scale if group.shifted and margin is not None else 1.0,
+            pixel_weight=inputs.pixel_weight,
+            keep=self.mining if group.has_pixel_terms else None,
+            wanted=group.wanted,
+        )
+        return {index: self._sums[index].statistics(sums, inputs) for index in group.members}
+
+    def _check(self, teacher_logits: Tensor | None, distances: Tensor | None) -> None:
+        if teacher_logits is not None and not self.needs_teacher:
+            raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
+        if teacher_logits is None and self.needs_teacher:
+            raise ConfigError("the distillation term needs teacher_logits: pass those of its teacher on this batch.")
+        if distances is not None and not self.wants_distances:
+            raise ConfigError("distances were given, but no term of this loss uses them: drop them.")
+
+    def _check_labels(self, target: Tensor) -> None:
+        labels = 2 if target.dim() == 4 or self.num_classes == 1 else self.num_classes
+        check_labels(target, num_classes=labels, ignore_index=self.ignore_index)
 
 
-def _refuse_what_is_not_built(config: LossConfig) -> None:
-    """Raise for what the schema spells and this module does not compute yet: nothing is silently ignored."""
-    found = [term.name for term in config.terms if not isinstance(term, CrossEntropyTerm | FocalTerm | DiceTerm)]
-    found += [key for key in ("like", "prior", "margin", "auxiliary") if getattr(config, key) is not None]
-    found += ["activation: sigmoid"] if config.activation == "sigmoid" else []
-    found += ["class_weights.start_epoch"] if config.class_weights.start_epoch else []
-    found += ["a weight schedule" for term in config.terms if not isinstance(term.weight, float)]
-    found += ["label_smoothing" for term in config.terms if getattr(term, "label_smoothing", 0)]
-    found += ["gamma by class" for term in config.terms if not isinstance(getattr(term, "gamma", 2.0), float)]
-    if found:
-        raise ConfigError(f"the loss section asks for {', '.join(found)}, which this version cannot compute yet.")
-
-
-def _distinct_labels(terms: Sequence[TermConfig]) -> tuple[str, ...]:
-    """Name the terms: their label, else their name, numbered from the second on."""
-    taken = {term.label for term in terms if term.label is not None}
-    labels = []
-    for term in terms:
-        label, number = term.label or term.name, 1
-        while term.label is None and label in taken:
-            number += 1
-            label = f"{term.name}_{number}"
-        taken.add(label)
-        labels.append(label)
-    return tuple(labels)
-
-
-def _groups(terms: Sequence[TermConfig]) -> dict[float, tuple[tuple[str, ...], list[int]]]:
-    """Group the terms that can share class sums: γ -> (wanted sums, indices of the terms)."""
-    gammas = [term.gamma for term in terms if isinstance(term, FocalTerm)]
-    shared = gammas[0] if gammas else 2.0  # what has no γ joins the first that has one
-    members: dict[float, list[int]] = {}
-    wanted: dict[float, set[str]] = {}
-    for index, term in enumerate(terms):
-        gamma = term.gamma if isinstance(term, FocalTerm) else shared
-        members.setdefault(gamma, []).append(index)
-        needs = dice_sums(term.squared) if isinstance(term, DiceTerm) else (term.name,)
-        wanted.setdefault(gamma, set()).update(needs)
-    return {gamma: (tuple(sorted(wanted[gamma])), members[gamma]) for gamma in members}
+def _value(
+    term: AnyTerm, statistics: Tensor, weights: ClassWeights, normalizer: Normalizer | None, num_batches: int
+) -> Tensor:
+    """Return the term's value: with a normalizer, this batch's part of the window's."""
+    counts = None if normalizer is None else term.window(normalizer)
+    if counts is None:
+        return term.value(statistics, weights) / num_batches
+    return term.value(torch.cat([statistics[: -len(counts)], counts]), weights)

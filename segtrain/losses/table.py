@@ -1,44 +1,118 @@
-"""The loss in words: its terms and class weights as plain text, for the start of a run."""
+"""The loss in words: its terms and what the class frequencies made of them, for the start of a run."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from segtrain.config.loss import LossConfig
+from segtrain.config.loss_terms import TermConfig
+from segtrain.losses.schedules import describe_weight
 
 WIDTH = 80
 
 
-def describe(
-    config: LossConfig,
-    *,
-    labels: Sequence[str],
-    class_names: Sequence[str],
-    weights: Sequence[float] | None,
-    shares: Sequence[float] | None,
-) -> str:
-    """Return lines of at most 80 columns: each term with its settings, then a row for each class if weighted."""
+@dataclass(frozen=True)
+class Columns:
+    """What there is to say of each class; None where there is no such column."""
+
+    names: Sequence[str]
+    shares: Sequence[float] | None
+    weights: Sequence[float] | None
+    shift: Sequence[float] | None
+    margin: Sequence[float] | None
+
+
+def describe(config: LossConfig, *, labels: Sequence[str], columns: Columns, num_reads: int) -> str:
+    """Return lines of at most 80 columns: each term with its settings, what they share, then a row for each class."""
+    lines = [_term_line(label, term) for label, term in zip(labels, config.terms, strict=True)]
+    lines += _shared_lines(config)
+    weights = f"class weights: {config.class_weights.scheme}"
+    if config.class_weights.start_epoch:
+        weights += f" from epoch {config.class_weights.start_epoch:g} on (all 1 before)"
+    reduction = config.reduction if config.like is None else f"that of {config.like}"
+    lines.append(f"reduction: {reduction}, {weights}")
+    if num_reads > 1:
+        lines.append(f"reads of the logits: {num_reads}")
+    wrapped = [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="    ")]
+    return "\n".join(wrapped + _class_rows(columns))
+
+
+def _term_line(label: str, term: TermConfig) -> str:
+    settings = term.model_dump(exclude={"name", "label", "weight"}, exclude_none=True)
+    name = f"{label}: {term.name}" if term.label is not None else label
+    text = ", ".join(f"{key}: {_short(value)}" for key, value in settings.items())
+    return f"{describe_weight(term.weight)} × {name}" + (f" ({text})" if text else "")
+
+
+def _shared_lines(config: LossConfig) -> list[str]:
     lines = []
-    for label, term in zip(labels, config.terms, strict=True):
-        settings = term.model_dump(exclude={"name", "label", "weight"})
-        text = ", ".join(f"{key}: {str(value).lower()}" for key, value in settings.items())
-        first = f"{term.weight:g} × {label}" + (f" ({text})" if text else "")
-        lines += textwrap.wrap(first, WIDTH, subsequent_indent="    ")
+    if config.activation == "sigmoid":
+        lines.append("activation: sigmoid, a yes or no for each class; class weights weigh the channels")
     if config.ohem is not None:
         rule = config.ohem.model_dump(exclude_none=True)
-        lines.append("hard examples: " + ", ".join(f"{key}: {value:g}" for key, value in rule.items()))
-    lines.append(f"reduction: {config.reduction}, class weights: {config.class_weights.scheme}")
-    if weights is not None:
-        lines += _weight_rows(class_names, weights, shares)
-    return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines)
+        lines.append("hard examples: " + ", ".join(f"{key}: {_short(value)}" for key, value in rule.items()))
+    if config.prior is not None:
+        lines.append(f"prior: pixel terms read logits + {config.prior.tau:g} × log(share of the class)")
+    if config.margin is not None:
+        lines.append(
+            f"margin: pixel terms take the label's logit less its margin (at most {config.margin.max_margin:g}), all "
+            f"times {config.margin.scale:g}"
+        )
+    if config.auxiliary is not None:
+        weights = ", ".join(f"{weight:g}" for weight in config.auxiliary.weights)
+        resized = "logits are brought to the target's size"
+        if config.auxiliary.resize == "target":
+            resized = "the target is brought to their size"
+        lines.append(f"heads: {len(config.auxiliary.weights)} with weights {weights}; {resized}")
+    return lines
 
 
-def _weight_rows(class_names: Sequence[str], weights: Sequence[float], shares: Sequence[float] | None) -> list[str]:
-    names = [name if len(name) <= 48 else name[:47] + "…" for name in class_names]
+def _class_rows(columns: Columns) -> list[str]:
+    """Return one row for each class, or none where there is nothing to show but shares."""
+    cells = {
+        "weight": None if columns.weights is None else [f"{value:.4g}" for value in columns.weights],
+        "prior": None if columns.shift is None else [f"{value:.3f}" for value in columns.shift],
+        "margin": None if columns.margin is None else [f"{value:.4f}" for value in columns.margin],
+    }
+    shown = {head: values for head, values in cells.items() if values is not None}
+    if not shown:
+        return []
+    share = ["–"] * len(columns.names)
+    if columns.shares is not None:
+        share = [f"{100 * value:.4f}" for value in columns.shares]
+    shown = {"share %": share, **shown}
+    room = min(48, WIDTH - 2 - 12 * len(shown))
+    names = [name if len(name) <= room else name[: room - 1] + "…" for name in columns.names]
     width = max(len("class"), *map(len, names))
-    rows = [f"  {'class':<{width}}  {'share %':>10}  {'weight':>10}"]
-    for index, name in enumerate(names):
-        share = "–" if shares is None else f"{100 * shares[index]:.4f}"
-        rows.append(f"  {name:<{width}}  {share:>10}  {weights[index]:>10.4g}")
-    return rows
+    rows = [("class", *shown), *zip(names, *shown.values(), strict=True)]
+    return ["  " + f"{row[0]:<{width}}" + "".join(f"  {cell:>10}" for cell in row[1:]) for row in rows]
+
+
+def _short(value: Any) -> str:
+    """Write a setting as a training file would."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)
+
+
+def distinct_labels(terms: Sequence[TermConfig]) -> tuple[str, ...]:
+    """Name the terms: their label, else their name, numbered from the second on."""
+    taken = {term.label for term in terms if term.label is not None}
+    labels = []
+    for term in terms:
+        label, number = term.label or term.name, 1
+        while term.label is None and label in taken:
+            number += 1
+            label = f"{term.name}_{number}"
+        taken.add(label)
+        labels.append(label)
+    return tuple(labels)

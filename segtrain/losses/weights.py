@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from segtrain.config.loss import ClassWeightsConfig
 from segtrain.errors import ConfigError
+from segtrain.losses.per_class import in_class_order
 
 if TYPE_CHECKING:
     from segtrain.data import ClassFrequencies
@@ -77,14 +77,16 @@ def class_weights(
     num_classes: int,
     frequencies: ClassFrequencies | None = None,
     class_names: Sequence[str] | None = None,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
 ) -> Tensor | None:
     """Return the class weights, float64 `[C]`, or None for scheme `none`.
 
     w = scheme(frequencies); then w^power; then the highest are cut to max_ratio times the lowest (so that the
     promise "no class weighs more than max_ratio times another" holds for the result, and the common classes keep
     their proportions); then scaled so that Σ f_c w_c = 1, f_c being the share of the pixels: over the data, the mean
-    weight of a pixel is 1 and the learning rate keeps its meaning. Classes without a training pixel get weight 0,
-    and a UserWarning that names them. `manual` weights are taken as they stand.
+    weight of a pixel is 1 and the learning rate keeps its meaning. With `activation: sigmoid` every pixel counts once
+    in each channel, so the weights, which are those of the channels, are scaled to a mean of 1 instead. Classes
+    without a training pixel get weight 0, and a UserWarning that names them. `manual` weights are taken as they stand.
 
     Raises:
         ConfigError: no frequencies where the scheme needs them, no pixel at all, or `manual` weights whose number or
@@ -93,7 +95,15 @@ def class_weights(
     if config.scheme == "none":
         return None
     if config.scheme == "manual":
-        return torch.tensor(_manual(config, num_classes=num_classes, class_names=class_names), dtype=torch.float64)
+        assert config.weights is not None
+        manual = in_class_order(
+            config.weights,
+            num_classes=num_classes,
+            class_names=class_names,
+            key="loss.class_weights.weights",
+            what="weight",
+        )
+        return torch.tensor(manual, dtype=torch.float64)
     if frequencies is None:
         raise ConfigError(
             f"loss.class_weights.scheme: {config.scheme} needs the class frequencies of the training data, found none: "
@@ -104,6 +114,8 @@ def class_weights(
     _report_absent(present, class_names)
     weights = np.zeros(num_classes)
     weights[present] = _tempered(SCHEMES[config.scheme](config, frequencies, present=present), config)
+    if activation == "sigmoid":
+        return torch.from_numpy(weights / weights[present].mean())
     return torch.from_numpy(weights / np.sum(weights * pixels / pixels.sum()))
 
 
@@ -111,40 +123,6 @@ def _tempered(weights: Floats, config: ClassWeightsConfig) -> Floats:
     """Apply power, then cut what is above max_ratio times the lowest."""
     weights = weights**config.power
     return weights if config.max_ratio is None else np.minimum(weights, config.max_ratio * weights.min())
-
-
-def _manual(config: ClassWeightsConfig, *, num_classes: int, class_names: Sequence[str] | None) -> list[float]:
-    """Return the given weights in class order."""
-    given = config.weights
-    assert given is not None
-    names = [str(c) for c in range(num_classes)] if class_names is None else list(class_names)
-    if isinstance(given, Mapping):
-        if class_names is None:
-            raise ConfigError(
-                "loss.class_weights.weights names classes, but the class names are not known here: pass class_names to "
-                f"build_loss, or give a list of {num_classes} weights."
-            )
-        return _by_name(given, names)
-    if len(given) != num_classes:
-        raise ConfigError(
-            f"loss.class_weights.weights holds {len(given)} weights, expected one for each of the {num_classes} "
-            f"classes in this order: {', '.join(names)}."
-        )
-    return list(given)
-
-
-def _by_name(given: Mapping[str, float], names: list[str]) -> list[float]:
-    unknown = [name for name in given if name not in names]
-    missing = [name for name in names if name not in given]
-    if not unknown and not missing:
-        return [given[name] for name in names]
-    problems = []
-    for name in unknown:
-        close = get_close_matches(name, names, n=1)
-        problems.append(f"unknown class {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    if missing:
-        problems.append(f"no weight for {', '.join(map(repr, missing))}")
-    raise ConfigError(f"loss.class_weights.weights: {'; '.join(problems)}. The classes are {', '.join(names)}.")
 
 
 def _report_absent(present: Mask, class_names: Sequence[str] | None) -> None:

@@ -1,0 +1,51 @@
+"""Which terms share a read of the logits: those that agree in activation, shift and focal exponent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from segtrain.losses.term import Activation, SumsTerm
+
+Gamma = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One call of `class_sums` and the terms made of it."""
+
+    activation: Activation
+    shifted: bool  # by the prior or the margin
+    gamma: Gamma
+    wanted: tuple[str, ...]
+    members: tuple[int, ...]  # positions among the terms
+    has_pixel_terms: bool  # else there is nothing to mine
+
+
+def group_terms(terms: Mapping[int, SumsTerm], *, shifts: bool) -> tuple[Group, ...]:
+    """Group the terms (by position); with `shifts`, pixel terms read shifted logits and region terms raw ones."""
+    kinds: dict[tuple[Activation, bool], list[int]] = {}
+    for index, term in terms.items():
+        kinds.setdefault((term.activation, shifts and term.is_pixel_term), []).append(index)
+    groups = []
+    for (activation, shifted), indices in kinds.items():
+        for gamma, members in _by_gamma({index: terms[index].gamma for index in indices}).items():
+            group = Group(
+                activation,
+                shifted,
+                gamma,
+                wanted=tuple(sorted({name for index in members for name in terms[index].wanted})),
+                members=tuple(members),
+                has_pixel_terms=any(terms[index].is_pixel_term for index in members),
+            )
+            groups.append(group)
+    return tuple(groups)
+
+
+def _by_gamma(gammas: Mapping[int, Gamma | None]) -> dict[Gamma, list[int]]:
+    """Group by γ; what has none joins the first that has one."""
+    shared = next((gamma for gamma in gammas.values() if gamma is not None), (2.0,))
+    groups: dict[Gamma, list[int]] = {}
+    for index, gamma in gammas.items():
+        groups.setdefault(shared if gamma is None else gamma, []).append(index)
+    return groups
