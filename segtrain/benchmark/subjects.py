@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +19,9 @@ from segtrain.benchmark.cases import DTYPES, Case, TargetKind, class_weights
 from segtrain.benchmark.plain import plain_loss
 from segtrain.losses import build_loss
 
+if TYPE_CHECKING:
+    from segtrain.data import ClassFrequencies
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Group = Literal["torch", "segtrain", "plain", "others"]
 
@@ -25,7 +29,7 @@ BASELINE = "torch_ce"
 HEADLINE = "ce_focal_dice_ohem"
 GAMMA = 2.0
 THRESHOLD = 0.7
-CROSS_ENTROPY = {"name": "cross_entropy"}
+CROSS_ENTROPY: dict[str, Any] = {"name": "cross_entropy"}
 FOCAL = {"name": "focal", "gamma": GAMMA}
 DICE = {"name": "dice"}
 
@@ -62,8 +66,17 @@ def _ours(terms: list[dict[str, Any]], case: Case, *, weighted: bool = True, **s
     section: dict[str, Any] = {"terms": terms, **settings}
     if weighted:
         section["class_weights"] = {"scheme": "manual", "weights": class_weights(case).tolist()}
-    loss = build_loss(section, num_classes=case.classes, ignore_index=case.ignore_index)
+    frequencies = _frequencies(case) if "prior" in section else None
+    loss = build_loss(section, num_classes=case.classes, ignore_index=case.ignore_index, frequencies=frequencies)
     return loss.to(case.device)
+
+
+def _frequencies(case: Case) -> ClassFrequencies:
+    from segtrain.data import ClassFrequencies
+
+    counts = np.arange(1, case.classes + 1, dtype=np.int64) * 1000
+    images = np.full(case.classes, 10, np.int64)
+    return ClassFrequencies(pixels=counts, images=images, image_pixels=counts * 10, ignored=0, num_images=10)
 
 
 def _torch_ce(case: Case) -> LossFunction:
@@ -96,7 +109,8 @@ def _smp(names: tuple[str, ...], case: Case) -> LossFunction:
     from segmentation_models_pytorch import losses
 
     known = {"dice": losses.DiceLoss, "focal": losses.FocalLoss}
-    parts = [_torch_ce(case), *(known[name]("multiclass", ignore_index=case.ignore_index) for name in names)]
+    settings = {"mode": "multiclass", "ignore_index": case.ignore_index}
+    parts = [_torch_ce(case) if name == "ce" else known[name](**settings) for name in names]
     return lambda logits, target: torch.stack([part(logits, target) for part in parts]).sum()
 
 
@@ -125,16 +139,23 @@ SUBJECTS = {
     BASELINE: Subject("F.cross_entropy", "torch", _torch_ce, target="int64"),
     "torch_ce_converting": Subject("F.cross_entropy + .long()", "torch", _torch_ce_converting),
     "ce": _row("CE", [CROSS_ENTROPY]),
+    "ce_smoothed": _row("CE, label smoothing", [CROSS_ENTROPY | {"label_smoothing": 0.1}]),
+    "balanced_softmax": _row("balanced softmax", [CROSS_ENTROPY], weighted=False, prior={"tau": 1.0}),
     "focal": _row("focal", [FOCAL]),
     "dice": _row("dice", [DICE], weighted=False),
+    "jaccard": _row("jaccard", [{"name": "jaccard"}], weighted=False),
+    "tversky": _row("tversky", [{"name": "tversky"}], weighted=False),
     "ce_dice": _row("CE + dice", [CROSS_ENTROPY, DICE]),
     "ce_focal_dice": _row("CE + focal + dice", [CROSS_ENTROPY, FOCAL, DICE]),
     HEADLINE: _row("CE + focal + dice, OHEM", [CROSS_ENTROPY, FOCAL, DICE], ohem=OHEM),
     "ce_focal_dice_top_k": _row("CE + focal + dice, top-k", [CROSS_ENTROPY, FOCAL, DICE], ohem={"top_k": 0.25}),
+    "balanced_softmax_dice": _row("balanced softmax + dice", [CROSS_ENTROPY, DICE], weighted=False, prior={"tau": 1.0}),
     "plain": Subject("plain autograd, OHEM", "plain", _plain),
     "plain_compiled": Subject("torch.compile of it", "plain", _plain_compiled, compiled=True),
-    "smp_ce_dice": Subject("smp CE + Dice", "others", partial(_smp, ("dice",)), target="int64"),
-    "smp_ce_dice_focal": Subject("smp CE + Dice + Focal", "others", partial(_smp, ("dice", "focal")), target="int64"),
+    "smp_ce_dice": Subject("smp CE + Dice", "others", partial(_smp, ("ce", "dice")), target="int64"),
+    "smp_ce_dice_focal": Subject(
+        "smp CE + Dice + Focal", "others", partial(_smp, ("ce", "dice", "focal")), target="int64"
+    ),
     "monai_dice_ce": Subject(
         "MONAI DiceCELoss", "others", partial(_monai, "DiceCELoss"), target="filled", needs="monai"
     ),
