@@ -77,6 +77,15 @@ def nothing(logits: Tensor) -> Tensor:
     return logits.double().sum() * torch.zeros(2, dtype=torch.float64, device=logits.device)
 
 
+def valid_weight(target: Tensor, *, ignore_index: int, pixel_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the weight of each label, in the target's shape: the pixel's weight, or 1, and 0 where it is ignored."""
+    valid = ~equals(target, ignore_index)
+    if pixel_weight is None:
+        return valid.to(dtype)
+    weight = pixel_weight.detach().to(dtype)
+    return torch.where(valid, weight if target.dim() == 3 else weight.unsqueeze(1), 0.0)
+
+
 def row_chunks(logits: Tensor) -> Iterator[tuple[int, slice]]:
     """Yield (image, rows) that cut logits `[N, C, H, W]` into pieces of bounded size."""
     images, channels, height, width = logits.shape
