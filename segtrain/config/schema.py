@@ -180,6 +180,9 @@ class TrainConfig(Section):
     steps: Count | None = Field(None, description="number of optimizer steps; instead of epochs")
     batch_size: Count = 8
     accumulate: Count = Field(1, description="batches whose gradients make one optimizer step")
+    exact_accumulation: bool = Field(
+        False, description="two forward passes over them: region losses are then those of all in one batch"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -198,6 +201,14 @@ class TrainConfig(Section):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _accumulates(self) -> TrainConfig:
+        if self.exact_accumulation and self.accumulate == 1:
+            raise ValueError(
+                "exact_accumulation makes several batches act as one, and accumulate is 1: raise accumulate, or drop it"
+            )
         return self
 
 

@@ -9,16 +9,23 @@ from torch import Tensor, nn
 
 
 class TrainingLoss(Protocol):
-    """What the loop asks of a loss; `segtrain.losses.SegmentationLoss` has it all."""
+    """What the loop asks of a loss; `segtrain.losses.SegmentationLoss` has it all.
+
+    `more` are `teacher_logits` and `distances` where the loss wants them, and `rest`.
+    """
 
     @property
     def inexact_under_accumulation(self) -> str | None: ...
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor: ...
+    def __call__(self, logits: Any, target: Tensor, **more: Any) -> Tensor: ...
 
     def normalizer(self, targets: Iterable[Tensor]) -> Any: ...
 
-    def terms(self, logits: Tensor, target: Tensor, *, normalizer: Any = None) -> dict[str, Tensor]: ...
+    def terms(self, logits: Any, target: Tensor, *, normalizer: Any = None, **more: Any) -> dict[str, Tensor]: ...
+
+    def statistics(self, logits: Any, target: Tensor, **more: Any) -> Tensor:
+        """Asked for with train.exact_accumulation only."""
+        ...
 
     def set_progress(self, step: int, epoch: float) -> None: ...
 
@@ -34,8 +41,11 @@ class CustomLoss(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits `[N, C, H, W]` and target `[N, H, W]`, handed on as int64 as torch's losses ask."""
+    def forward(self, logits: Any, target: Tensor) -> Tensor:
+        """Return the loss of logits `[N, C, H, W]` and target `[N, H, W]`, handed on as int64 as torch's losses ask.
+
+        A model that returns a list of logits has that list handed on while it trains.
+        """
         value: Tensor = self.loss(logits, target.long())
         return value
 
@@ -43,7 +53,7 @@ class CustomLoss(nn.Module):
         """Return the number of batches of the window."""
         return len(list(targets))
 
-    def terms(self, logits: Tensor, target: Tensor, *, normalizer: int | None = None) -> dict[str, Tensor]:
+    def terms(self, logits: Any, target: Tensor, *, normalizer: int | None = None) -> dict[str, Tensor]:
         """Return the loss as the `total`."""
         return {"total": self(logits, target) / (normalizer or 1)}
 

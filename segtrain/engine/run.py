@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
+from segtrain.engine.teacher import Teacher
 from segtrain.engine.validation_images import ValidationImages
 from segtrain.errors import CheckpointError
 from segtrain.models import Normalize
@@ -33,6 +34,8 @@ TRAINING = ("state", "optimizer", "scaler", "num_averaged", "num_samples", "rng"
 class Run:
     """The parts of a run; `state` says how far it has come.
 
+    `teacher` is what a distillation term learns from: no part of the checkpoints, which hold its path alone.
+    `measures_loss` is false where evaluations have no loss to measure, as distillation is all there is.
     `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
     """
 
@@ -40,9 +43,11 @@ class Run:
     folder: Path
     device: torch.device
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor | Sequence[Tensor]]
     normalize: Normalize
     loss: TrainingLoss
+    teacher: Teacher | None
+    measures_loss: bool
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
@@ -70,6 +75,15 @@ class Run:
     def evaluated_model(self) -> nn.Module:
         """Return the model whose results count: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def validation_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss as evaluations measure it: against the labels alone, without any distillation term.
+
+        Such a term is 0 where the logits are taken for the teacher's, too; so no teacher has to see the split.
+        """
+        if self.teacher is None:
+            return self.loss(logits, target)
+        return self.loss(logits, target, teacher_logits=logits)
 
     def best_payload(self, scores: Mapping[str, float]) -> dict[str, Any]:
         """Return what `best.pt` holds: the weights whose results count, and these results."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from segtrain.config import Config, dump_config
+from segtrain.config.loss import LossConfig
 from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
@@ -25,13 +26,15 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
+from segtrain.engine.fitness import accumulation_note, check_accumulation, check_loss_section, uses_labels
 from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name, check_val_classes
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.state import Schedule, TrainState
+from segtrain.engine.teacher import check_sight, load_teacher
 from segtrain.engine.validation_images import ValidationImages, choose_samples
 from segtrain.errors import ConfigError
-from segtrain.losses import build_loss, resolve_auto
+from segtrain.losses import SegmentationLoss, build_loss, resolve_auto
 from segtrain.metrics import tail_classes
 from segtrain.models import Normalize, build_model
 from segtrain.optim import build_optimizer, check_schedule
@@ -53,11 +56,18 @@ def prepare(
     """
     device = select_device(config.device)
     _check_settings(config, device)
+    section = _loss_section(config, loss)
+    check_loss_section(config, section, custom_model=model is not None)
     payload = find_resume(config)
+    teacher = None if section is None else load_teacher(config, section, device=device)
     data = _Data.check(config, train_data, val_data, console=console)
     if loss is None:
         config = _resolve_loss(config, data.frequencies, console)
         loss = _build_loss(config, data.frequencies, console)
+    training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
+    check_accumulation(config, training_loss)
+    if teacher is not None:
+        check_sight(teacher, data.train[0, 0]["image"].to(device))
     torch.manual_seed(config.seed)
     custom_model = None if model is None else type(model).__name__
     if model is None:
@@ -89,7 +99,9 @@ def prepare(
         model=model,
         forward=torch.compile(model) if config.train.compile else model,
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(device),
-        loss=cast(TrainingLoss, as_training_loss(loss).to(device)),
+        loss=training_loss,
+        teacher=teacher,
+        measures_loss=section is None or uses_labels(section),
         optimizer=optimizer,
         scaler=scaler,
         ema=make_average(model, config.train.ema, payload),
@@ -115,6 +127,13 @@ def _check_settings(config: Config, device: torch.device) -> None:
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     if config.train.compile and device.type == "cpu" and not has_compiler:
         raise ConfigError("train.compile on a CPU needs a C++ compiler (g++ or clang++), and none is on the PATH")
+
+
+def _loss_section(config: Config, loss: nn.Module | None) -> LossConfig | None:
+    """Return the section of the loss that trains, None where it is yet to be chosen or not one of ours."""
+    if loss is not None:
+        return loss.config if isinstance(loss, SegmentationLoss) else None
+    return None if config.loss == "auto" else config.loss
 
 
 @dataclass(frozen=True)
@@ -201,8 +220,11 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     num_images = run.sampler.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
-    if config.train.accumulate > 1 and run.loss.inexact_under_accumulation:
-        say(console, f"note: {run.loss.inexact_under_accumulation}")
+    note = accumulation_note(config, run.loss)
+    if note:
+        say(console, f"note: {note}")
+    if run.teacher is not None:
+        say(console, f"teacher: {run.teacher.path}")
     if payload is None:
         return
     say(console, f"going on from step {run.state.step} of {schedule.total_steps}")

@@ -18,7 +18,6 @@ from segtrain.config import Config
 from segtrain.console import make_console, say
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights, save_checkpoint
-from segtrain.engine.device import autocast
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
@@ -27,8 +26,8 @@ from segtrain.engine.monitor import class_warnings, record_best, should_stop_ear
 from segtrain.engine.run import Run
 from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
+from segtrain.engine.step import make_step
 from segtrain.errors import SegtrainError
-from segtrain.optim import set_learning_rate
 
 NON_FINITE_IN_A_ROW = 10
 OUT_OF_MEMORY = (
@@ -68,8 +67,9 @@ def train(
 
     Args:
         config: a validated configuration; see `segtrain.config.load_config`.
-        model: takes normalised float images `[N, in_channels, H, W]`, returns logits `[N, num_classes, H, W]`;
-            default: built from `config.model`. A checkpoint holds its weights, not its code: evaluate it with
+        model: takes normalised float images `[N, in_channels, H, W]`, returns logits `[N, num_classes, H, W]`, or
+            a list of logits: the loss gets them all (see `loss.auxiliary`), evaluation takes the first. Default:
+            built from `config.model`. A checkpoint holds its weights, not its code: evaluate it with
             `segtrain.engine.evaluate(config, model=...)`, as the commands rebuild `config.model`.
         loss: what `build_loss` returns, or any module `loss(logits, target) -> scalar`, target int64; default:
             built from `config.loss`.
@@ -122,7 +122,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             waited = time.perf_counter()
             window = next(windows)
             waited = time.perf_counter() - waited
-            values = _step(run, window)
+            values = make_step(run, window)
             meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
             if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
                 raise SegtrainError(_non_finite_message(run, window))
@@ -153,65 +153,12 @@ def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
         epoch, batch = epoch + 1, 0
 
 
-def _step(run: Run, window: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Make one optimizer step from `window`; return the detached loss parts and `grad_norm`.
-
-    The window's valid pixels are counted first, so that the gradients of its batches add up to that of one large batch.
-    """
-    train, device = run.config.train, run.device
-    run.model.train()
-    schedule = run.config.optimizer.schedule
-    set_learning_rate(run.optimizer, schedule, step=run.state.step, total_steps=run.schedule.total_steps)
-    run.loss.set_progress(run.state.step, run.schedule.epoch(run.state.step))
-    targets = [batch["target"].to(device, non_blocking=True) for batch in window]
-    normalizer = run.loss.normalizer(targets) if len(window) > 1 else None
-    totals: dict[str, Tensor] = {}
-    # the forward pass changes BatchNorm's statistics: a step that is left out must leave no trace in them
-    buffers = [buffer.clone() for buffer in run.model.buffers()]
-    for batch, target in zip(window, targets, strict=True):
-        images = run.normalize(batch["image"].to(device, non_blocking=True))
-        if train.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(device, train.precision):
-            logits = run.forward(images)
-        terms = run.loss.terms(logits, target, normalizer=normalizer)
-        torch.autograd.backward(run.scaler.scale(terms["total"]))
-        for name, value in terms.items():
-            key = "loss" if name == "total" else f"loss_{name}"
-            totals[key] = totals.get(key, 0.0) + value.detach()
-    totals["grad_norm"] = _apply_gradients(run, totals["loss"], buffers)
-    run.state.step += 1
-    return totals
-
-
-def _apply_gradients(run: Run, loss: Tensor, buffers: list[Tensor]) -> Tensor:
-    """Clip, update, average; where loss or gradient is not finite, leave the step out. Return the gradient's norm.
-
-    Under fp16 such a step also lowers the loss scale.
-    """
-    clip = run.config.optimizer.clip_norm
-    run.scaler.unscale_(run.optimizer)
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else math.inf)
-    if bool(torch.isfinite(norm) & torch.isfinite(loss)):
-        run.scaler.step(run.optimizer)
-        if run.ema is not None:
-            run.ema.update_parameters(run.model)
-    else:
-        run.state.skipped_steps += 1
-        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
-
-
 def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
     state = run.state
     # an evaluation can take long, and a signal leaves it at once
     save_checkpoint(run.last_path, run.resume_payload())
-    evaluation = _evaluate_val(run, stop)
+    evaluation = _evaluate_val(run, stop, step=state.step)
     state.evaluated_step = state.step
     scores = dict(evaluation.scores)
     if evaluation.loss is not None:
@@ -236,8 +183,9 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     return evaluation
 
 
-def _evaluate_val(run: Run, stop: StopRequest) -> Evaluation:
-    """Evaluate the model as it is; raises Interrupted once a signal has come."""
+def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
+    """Evaluate the model as it is, with the loss weights of `step`; raises Interrupted once a signal has come."""
+    run.loss.set_progress(step, run.schedule.epoch(step))
 
     def on_image(index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         stop.check()
@@ -249,7 +197,7 @@ def _evaluate_val(run: Run, stop: StopRequest) -> Evaluation:
         normalize=run.normalize,
         data=run.val_data,
         frequencies=run.frequencies,
-        loss=run.loss,
+        loss=run.validation_loss if run.measures_loss else None,
         device=run.device,
         on_image=on_image,
     )
@@ -263,7 +211,7 @@ def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:
     path = run.best_path if run.best_path.is_file() else run.last_path
     payload = load_checkpoint(path)
     load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
-    return _evaluate_val(run, stop)
+    return _evaluate_val(run, stop, step=payload["step"])
 
 
 def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:

@@ -1,0 +1,69 @@
+"""Whether the loss fits the data, the model and the way of accumulating: what does not is refused before step 1."""
+
+from __future__ import annotations
+
+from segtrain.config import Config
+from segtrain.config.loss import LossConfig
+from segtrain.engine.custom_loss import TrainingLoss
+from segtrain.errors import ConfigError
+
+
+def check_loss_section(config: Config, section: LossConfig | None, *, custom_model: bool) -> None:
+    """Refuse a loss that the data, the model or the evaluation cannot serve; None is a loss that is not one of ours.
+
+    Raises:
+        ConfigError: sigmoid, whose targets hold a yes or no for each class, further heads that the model lacks, or a
+            loss that evaluations do not measure as the best metric.
+    """
+    if section is None:
+        return
+    if config.train.best_metric == "val/loss" and not uses_labels(section):
+        raise ConfigError(
+            "train.best_metric: val/loss is measured against the labels, and the only term of loss is distillation, "
+            "which does not use them: choose val/miou"
+        )
+    if section.activation == "sigmoid":
+        raise ConfigError(
+            "loss.activation: sigmoid learns a yes or no for each class, and the masks of data.* are read as one class "
+            "for each pixel: train with activation: softmax, or use the loss in a loop of your own with targets "
+            "[N, C, H, W] of 0 and 1"
+        )
+    if section.auxiliary is not None and not custom_model:
+        raise ConfigError(
+            f"loss.auxiliary weighs {len(section.auxiliary.weights)} heads, and the models of model.arch have one: "
+            "drop it, or give a model that returns a list of logits in code: train(config, model=...)"
+        )
+
+
+def uses_labels(section: LossConfig) -> bool:
+    """Whether any term compares with the labels, as evaluations do, and not with a teacher."""
+    return any(term.name != "distillation" for term in section.terms)
+
+
+def check_accumulation(config: Config, loss: TrainingLoss) -> None:
+    """Refuse train.exact_accumulation where it would change nothing, or cannot work.
+
+    Raises:
+        ConfigError: the loss is exact anyway, or is not one of ours and keeps no statistics.
+    """
+    if not config.train.exact_accumulation:
+        return
+    if not hasattr(loss, "statistics"):
+        raise ConfigError(
+            "train.exact_accumulation adds up statistics of the loss terms, which the loss that was given in code does "
+            "not have: drop it, or describe the loss in the section loss"
+        )
+    if loss.inexact_under_accumulation is None:
+        raise ConfigError(
+            "train.exact_accumulation changes nothing: every term of this loss is exact under accumulation as it is; "
+            "drop it, and save the second pass"
+        )
+
+
+def accumulation_note(config: Config, loss: TrainingLoss) -> str | None:
+    """Return in a line what a window of batches does not do as one large batch would, None where nothing differs."""
+    if config.train.accumulate == 1:
+        return None
+    if not config.train.exact_accumulation:
+        return loss.inexact_under_accumulation
+    return getattr(loss, "inexact_with_rest", None)
