@@ -74,7 +74,7 @@ def _value(aim: Aim, ours: dict[str, Any], other: dict[str, Any] | None) -> Spre
     if aim.other is None:
         memory = ours["memory"]
         return None if memory is None else Spread(memory, memory, memory)
-    if other is None or not other["seconds"]:
+    if other is None:
         return None
     pair = (ours, other) if aim.at_least is None else (other, ours)
     return paired_ratio(pair[0]["rounds"], pair[0]["seconds"], pair[1]["rounds"], pair[1]["seconds"])

@@ -160,8 +160,10 @@ def _row(name: str, case: Case, problem: str | None, peak: int | None, timings: 
     if name not in timings:
         return row
     timing, base = timings[name], timings[BASELINE]
-    row["time"] = asdict(paired_ratio(timing.rounds, timing.seconds, base.rounds, base.seconds))
-    row["cpu_time"] = asdict(paired_ratio(timing.rounds, timing.cpu_seconds, base.rounds, base.cpu_seconds))
+    time = paired_ratio(timing.rounds, timing.seconds, base.rounds, base.seconds)
+    cpu_time = paired_ratio(timing.rounds, timing.cpu_seconds, base.rounds, base.cpu_seconds)
+    row["time"] = None if time is None else asdict(time)
+    row["cpu_time"] = None if cpu_time is None else asdict(cpu_time)
     return row
 
 

@@ -82,7 +82,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return row["label"], NONE, NONE, NONE, NONE, memory
     median = _milliseconds(statistics.median(row["seconds"]))
     quartiles = f"{_ratio(time['lower'])}–{_ratio(time['upper'])}"
-    return row["label"], _ratio(time["median"]), quartiles, _ratio(cpu["median"]), median, memory
+    of_cpu = NONE if cpu is None else _ratio(cpu["median"])
+    return row["label"], _ratio(time["median"]), quartiles, of_cpu, median, memory
 
 
 def _aim_lines(findings: list[Finding]) -> list[str]:

@@ -98,13 +98,16 @@ def time_interleaved(
     return timings
 
 
-def paired_ratio(rounds: list[int], values: list[float], other_rounds: list[int], others: list[float]) -> Spread:
-    """Return the spread of value / other over the rounds in which both took part."""
+def paired_ratio(rounds: list[int], values: list[float], other_rounds: list[int], others: list[float]) -> Spread | None:
+    """Return the spread of value / other over the rounds in which both took part; None where there is none.
+
+    Rounds in which the other is 0 are left out: a coarse clock of CPU time tells that of a short call.
+    """
     by_round = dict(zip(other_rounds, others, strict=True))
     ratios = [
         value / by_round[index] for index, value in zip(rounds, values, strict=True) if by_round.get(index, 0.0) > 0
     ]
-    return Spread.of(ratios)
+    return Spread.of(ratios) if ratios else None
 
 
 def _num_rounds(seconds: float, rounds: int, max_seconds: float) -> int:
