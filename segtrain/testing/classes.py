@@ -20,13 +20,13 @@ def a_perfect_prediction_costs_next_to_nothing(probe: Probe) -> Finding:
 
 
 def absent_classes_do_not_dilute(probe: Probe) -> Finding:
-    """An undecided prediction costs as much (80 %) with two classes in the batch as with all of them."""
+    """An undecided prediction costs nearly as much (70 %) with two classes in the batch as with all of them."""
     if probe.num_classes < 3:
         return Finding(None, "needs three classes")
     _, labels = probe.batch()
     undecided = confident(labels, num_classes=probe.num_classes, logit=0.0)
     few, every = probe.value(undecided, _fold(probe, labels)), probe.value(undecided, labels)
-    return Finding(few >= 0.8 * every, f"{few:.3g} with 2 of {probe.num_classes} classes, {every:.3g} with all")
+    return Finding(few >= 0.7 * every, f"{few:.3g} with 2 of {probe.num_classes} classes, {every:.3g} with all")
 
 
 def an_absent_class_does_not_spoil_the_loss(probe: Probe) -> Finding:

@@ -36,6 +36,13 @@ every class occurs and every pixel is labelled, and there those of one formula a
 | ○ | a convention that this loss does not share |
 | – | does not apply: no `ignore_index`, no class weights, or the input is refused with an error |
 """
+ADAPTERS = """\
+With the defaults of the library, and `target` int64 `[N, H, W]`, `logits` `[N, 4, H, W]`. MONAI's losses take the
+target as `[N, 1, H, W]` and make it one-hot themselves; those without an `ignore_index` were called on labelled pixels
+only. smp's SoftCrossEntropyLoss needs a `smooth_factor`. Class weights were given as `weight` (torch, MONAI),
+`class_weights` (smp) or `class_weights: {scheme: manual}` (segtrain). The float16 rows are about the kernels of a CPU:
+those of a GPU may accumulate in float32.
+"""
 LEGEND = {"requirement": "Requirements", "convention": "Conventions"}
 
 
@@ -50,7 +57,7 @@ def divergence_page() -> str:
             parts.append(_table(kind, [pair for pair in found if pair[0].library == library]))
     parts += ["## The numbers behind the marks\n", *(_evidence(*pair) for pair in found if _missed(pair[1]))]
     parts += [number_tables(), "## What the properties say\n", "\n".join(_explanations()) + "\n"]
-    parts += ["## How each loss was called\n", "`target` is int64 `[N, H, W]`, `logits` are `[N, C, H, W]`.\n"]
+    parts += ["## How each loss was called\n", ADAPTERS]
     parts.append("\n".join(f"- {subject.library} {subject.name}: `{subject.call}`" for subject, _ in found) + "\n")
     return "\n".join(parts).rstrip() + "\n"
 
