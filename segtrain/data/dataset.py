@@ -9,11 +9,12 @@ import torch
 from torch.utils.data import Dataset
 
 from segtrain.config.schema import DataConfig
+from segtrain.data.distance import signed_distance
 from segtrain.data.formats import Sample, data_root
 from segtrain.data.headers import FileProblem
 from segtrain.data.masks import AnyArray, LabelRules, read_image, read_mask
 from segtrain.data.transforms import TrainTransform, resize_image
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import ConfigError, DataError, some
 
 Item = dict[str, Any]
 READABLE_CHANNELS = (1, 3)
@@ -56,14 +57,50 @@ class SegmentationDataset(Dataset[Item]):
 class TrainDataset(SegmentationDataset):
     """Augmented samples; an item's key is (index, seed), and the item depends on nothing else."""
 
-    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str = "train") -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        data: DataConfig,
+        *,
+        split: str = "train",
+        distance_classes: Sequence[int] | None = None,
+    ) -> None:
+        """Read `samples` as `data` says.
+
+        Args:
+            samples: image and mask files.
+            data: the data section.
+            split: for messages.
+            distance_classes: the K classes whose signed distance maps an item holds as well, measured in the
+                transformed target: what the boundary loss takes. None: no maps.
+
+        Raises:
+            ConfigError: a number that is no class.
+        """
         super().__init__(samples, data, split=split)
         self._transform = TrainTransform(data)
+        wrong = [c for c in distance_classes or () if not 0 <= c < len(data.classes)]
+        if wrong:
+            last = len(data.classes) - 1
+            raise ConfigError(
+                f"distance maps of the classes {some(wrong, limit=5)} were asked for; there are 0 to {last}"
+            )
+        self.distance_classes = None if distance_classes is None else tuple(distance_classes)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int."""
+        """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int; distances float16 [K, H, W]."""
         index, seed = key
-        return as_item(*self._transform(*self.read(index), seed=seed), index)
+        image, target = self._transform(*self.read(index), seed=seed)
+        item = as_item(image, target, index)
+        if self.distance_classes is not None:
+            maps = signed_distance(
+                target,
+                num_classes=len(self.data.classes),
+                ignore_index=self.data.ignore_index,
+                classes=self.distance_classes,
+            )
+            item["distances"] = torch.from_numpy(maps)
+        return item
 
 
 class EvalDataset(SegmentationDataset):

@@ -47,6 +47,8 @@ def build_train_loader(
 ) -> Loader[dict[str, torch.Tensor]]:
     """Batches {image [N, C, H, W], target [N, H, W], index [N]} for the rest of the sampler's epoch.
 
+    With `distance_classes` of the data set also {distances [N, K, H, W]}.
+
     Workers live as long as the loader; `set_position` of the sampler before each epoch says what comes.
     """
     return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory)
@@ -60,7 +62,11 @@ def build_eval_loader(dataset: EvalDataset, *, batch_size: int, workers: int) ->
 
 
 def collate_train(items: Sequence[Item]) -> dict[str, torch.Tensor]:
-    """Stack items to {image [N, C, H, W], target [N, H, W], index [N]}; raises DataError where sizes differ."""
+    """Stack items to {image [N, C, H, W], target [N, H, W], index [N], distances [N, K, H, W] where items have them}.
+
+    Raises:
+        DataError: sizes differ.
+    """
     kinds = {(tuple(item["image"].shape), item["image"].dtype) for item in items}
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{shape[2]}x{shape[1]} {str(dtype)[6:]}" for shape, dtype in kinds))
