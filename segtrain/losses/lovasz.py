@@ -17,6 +17,7 @@ from segtrain.losses.own_pass import (
     is_channels_last,
     nothing,
     row_chunks,
+    through_activation,
     working_dtype,
 )
 
@@ -111,7 +112,7 @@ class _Lovasz(torch.autograd.Function):
             present[:, c] = own.view(torch.uint8).amax(1)  # as `any`, which takes ten times as long
             losses[:, c] = class_losses(buffer[c].view(rows, -1), own, mask, bins=bins)
         if keep_gradient:
-            _through_activation(buffer, logits, target, ignore_index, sigmoid)
+            _to_logits(buffer, logits, target, ignore_index, sigmoid)
             ctx.save_for_backward(buffer)
             ctx.dtype, ctx.channels_last = logits.dtype, is_channels_last(logits)
         pairs = present.sum(dtype=torch.float64)
@@ -142,18 +143,11 @@ def _probabilities(logits: Tensor, sigmoid: bool) -> Tensor:
     return buffer
 
 
-def _through_activation(buffer: Tensor, logits: Tensor, target: Tensor, ignore_index: int, sigmoid: bool) -> None:
-    """Turn the gradient d in the probabilities into that in the logits: p (d − ⟨p, d⟩), or p (1 − p) d."""
+def _to_logits(buffer: Tensor, logits: Tensor, target: Tensor, ignore_index: int, sigmoid: bool) -> None:
+    """Turn the gradient in the probabilities into that in the logits."""
     for image, rows in row_chunks(logits):
         gradient = buffer[:, image, rows]
-        scores = logits[image, :, rows].to(buffer.dtype)
-        probability = scores.sigmoid() if sigmoid else scores.softmax(0)
+        probability = through_activation(gradient, logits[image, :, rows].to(buffer.dtype), sigmoid=sigmoid)
         # The gradient of an ignored pixel is 0 already, but 0 times NaN is not.
-        to_clear = logits.is_cuda or bool(probability.sum().isnan())
-        gradient.mul_(probability)
-        if sigmoid:
-            gradient.mul_(probability.neg_().add_(1))
-        else:
-            gradient.sub_(probability.mul_(gradient.sum(0)))
-        if to_clear:
+        if logits.is_cuda or bool(probability.sum().isnan()):
             gradient.masked_fill_(equals(target[image, ..., rows, :], ignore_index), 0.0)

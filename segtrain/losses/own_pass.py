@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ def checked_target(
     return target if target.dtype in SMALL_INTEGERS else target.long()
 
 
-def chosen_classes(classes: tuple[int, ...] | list[int] | None, *, num_classes: int) -> list[int]:
+def chosen_classes(classes: Sequence[int] | None, *, num_classes: int) -> list[int]:
     """Return the classes that a loss runs over, all where None is given; raises ValueError for wrong ones."""
     if classes is None:
         return list(range(num_classes))
@@ -94,6 +94,20 @@ def row_chunks(logits: Tensor) -> Iterator[tuple[int, slice]]:
     for image in range(images):
         for start in range(0, height, rows):
             yield image, slice(start, min(start + rows, height))
+
+
+def through_activation(gradient: Tensor, scores: Tensor, *, sigmoid: bool) -> Tensor:
+    """Turn the gradient d in the probabilities `[C, ...]`, in place, into that in the scores; return the probabilities.
+
+    That is p (d − ⟨p, d⟩) with softmax, and p (1 − p) d with sigmoid.
+    """
+    probability = scores.sigmoid() if sigmoid else scores.softmax(0)
+    gradient.mul_(probability)
+    if sigmoid:
+        gradient.mul_(1 - probability)
+    else:
+        gradient.sub_(probability * gradient.sum(0))
+    return probability
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
