@@ -267,8 +267,13 @@ class Config(Section):
                 f"data.normalize has {len(self.data.normalize.mean)} channels and model.in_channels is "
                 f"{self.model.in_channels}: give data.normalize.mean and std one value per channel"
             )
-        prior = None if self.loss == "auto" else self.loss.prior
-        if self.evaluate.prior_tau is not None and prior is not None:
+        loss = None if self.loss == "auto" else self.loss
+        if self.evaluate.prior_tau is not None and loss is not None and loss.activation == "sigmoid":
+            raise ValueError(
+                "evaluate.prior_tau adjusts classes that exclude each other, and loss.activation: sigmoid learns each "
+                "on its own: drop one of them"
+            )
+        if self.evaluate.prior_tau is not None and loss is not None and loss.prior is not None:
             raise ValueError(
                 "evaluate.prior_tau and loss.prior both adjust to the class frequencies: once, at training "
                 "(loss.prior) or at test (evaluate.prior_tau); drop one of them"

@@ -12,8 +12,7 @@ def check_loss_section(config: Config, section: LossConfig | None, *, custom_mod
     """Refuse a loss that the data, the model or the evaluation cannot serve; None is a loss that is not one of ours.
 
     Raises:
-        ConfigError: sigmoid, whose targets hold a yes or no for each class, further heads that the model lacks, or a
-            loss that evaluations do not measure as the best metric.
+        ConfigError: further heads that the model lacks, or a loss that evaluations do not measure as the best metric.
     """
     if section is None:
         return
@@ -21,12 +20,6 @@ def check_loss_section(config: Config, section: LossConfig | None, *, custom_mod
         raise ConfigError(
             "train.best_metric: val/loss is measured against the labels, and the only term of loss is distillation, "
             "which does not use them: choose val/miou"
-        )
-    if section.activation == "sigmoid":
-        raise ConfigError(
-            "loss.activation: sigmoid learns a yes or no for each class, and the masks of data.* are read as one class "
-            "for each pixel: train with activation: softmax, or use the loss in a loop of your own with targets "
-            "[N, C, H, W] of 0 and 1"
         )
     if section.auxiliary is not None and not custom_model:
         raise ConfigError(
@@ -58,6 +51,16 @@ def check_accumulation(config: Config, loss: TrainingLoss) -> None:
             "train.exact_accumulation changes nothing: every term of this loss is exact under accumulation as it is; "
             "drop it, and save the second pass"
         )
+
+
+def activation_note(section: LossConfig | None) -> str | None:
+    """Return in a line what sigmoid means with masks of one class for each pixel, None without it."""
+    if section is None or section.activation == "softmax":
+        return None
+    return (
+        "loss.activation: sigmoid learns each class against all others; the masks hold one class for each pixel, and "
+        "the class of the largest logit is predicted"
+    )
 
 
 def accumulation_note(config: Config, loss: TrainingLoss) -> str | None:

@@ -26,7 +26,13 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
-from segtrain.engine.fitness import accumulation_note, check_accumulation, check_loss_section, uses_labels
+from segtrain.engine.fitness import (
+    accumulation_note,
+    activation_note,
+    check_accumulation,
+    check_loss_section,
+    uses_labels,
+)
 from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name, check_val_classes
 from segtrain.engine.run import Run, make_average, restore
@@ -220,9 +226,12 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     num_images = run.sampler.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
-    note = accumulation_note(config, run.loss)
-    if note:
-        say(console, f"note: {note}")
+    for note in (
+        activation_note(_loss_section(config, cast(nn.Module, run.loss))),
+        accumulation_note(config, run.loss),
+    ):
+        if note:
+            say(console, f"note: {note}")
     if run.teacher is not None:
         say(console, f"teacher: {run.teacher.path}")
     if payload is None:
