@@ -107,3 +107,27 @@ def test_dice_of_smp_and_monai_and_ours_are_one(monai: ModuleType, ignored: floa
     agree(ours(name="dice"), smp.DiceLoss("multiclass", ignore_index=255), logits, target, **CLOSE)
     theirs = monai.DiceLoss(to_onehot_y=True, softmax=True, batch=True, **options)
     agree(ours(name="dice"), channelled(theirs), logits, target, **CLOSE)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_jaccard_is_that_of_smp_and_monai(monai: ModuleType, ignored: float) -> None:
+    logits, target = batch(7, ignored=ignored)
+    agree(ours(name="jaccard"), smp.JaccardLoss("multiclass", ignore_index=255), logits, target, **CLOSE)
+    options = {"ignore_index": 255, "smooth_nr": 0, "smooth_dr": 0, "batch": True, "jaccard": True}
+    theirs = monai.DiceLoss(to_onehot_y=True, softmax=True, **options)
+    agree(ours(name="jaccard"), channelled(theirs), logits, target, **CLOSE)
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (1.0, 0.2)])
+def test_tversky_is_that_of_monai(monai: ModuleType, alpha: float, beta: float, per: str) -> None:
+    options = {"alpha": alpha, "beta": beta, "batch": per == "batch", "smooth_nr": 0, "smooth_dr": 0}
+    theirs = monai.TverskyLoss(to_onehot_y=True, softmax=True, **options)
+    agree(ours(name="tversky", alpha=alpha, beta=beta, per=per), channelled(theirs), *batch(8), **CLOSE)
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_generalized_dice_is_that_of_monai(monai: ModuleType, per: str) -> None:
+    theirs = monai.GeneralizedDiceLoss(to_onehot_y=True, softmax=True, batch=per == "batch", smooth_nr=0, smooth_dr=0)
+    # MONAI's weights 1 / T² are float32 whatever the logits are
+    agree(ours(name="generalized_dice", per=per), channelled(theirs), *batch(9), **FLOAT32)
