@@ -6,10 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from segtrain.config.loss_terms import OWN_PASS_TERMS, PIXEL_TERMS, RegionTerm, TermConfig
+from segtrain.config.loss_terms import PIXEL_TERMS, RegionTerm, TermConfig
 from segtrain.config.sections import NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+LIKE = {
+    "torch": ("cross_entropy",),
+    "smp": ("cross_entropy", "focal", "dice", "tversky"),
+    "monai": ("cross_entropy", "focal", "dice", "tversky"),
+}  # what the presets reproduce
 
 
 class ClassWeightsConfig(Section):
@@ -158,8 +163,6 @@ class LossConfig(Section):
         for term in self.terms:
             if term.name == "cross_entropy" and term.label_smoothing:
                 raise ValueError("label_smoothing shares a label among all classes: drop it with activation: sigmoid")
-            if term.name in OWN_PASS_TERMS:
-                raise ValueError(f"{term.name} works on softmax probabilities: drop it, or set activation: softmax")
         return self
 
     @model_validator(mode="after")
@@ -184,7 +187,28 @@ class LossConfig(Section):
         if "reduction" in self.changed_keys():
             raise ValueError(f"reduction is decided by like: {self.like}: drop one of them")
         for term in self.terms:
-            decided = sorted(term.changed_keys() & {"per", "smooth", "absent_classes"})
-            if decided:
-                raise ValueError(f"{', '.join(decided)} of {term.name}: decided by like: {self.like}; drop one of them")
+            self._like_has(term)
         return self
+
+    def _like_has(self, term: TermConfig) -> None:
+        """Raise for a term, or a setting of it, that the library of `like` has not, or that it decides."""
+        known = LIKE[str(self.like)]
+        if term.name not in known:
+            raise ValueError(
+                f"like: {self.like} has {', '.join(known)}, and no {term.name} that could be made of class sums: drop "
+                "like, or the term"
+            )
+        decided = sorted(term.changed_keys() & {"per", "smooth", "absent_classes"})
+        if decided:
+            raise ValueError(f"{', '.join(decided)} of {term.name}: decided by like: {self.like}; drop one of them")
+        weighted = self.class_weights.scheme != "none"
+        if self.like == "smp" and getattr(term, "squared", False):
+            raise ValueError("squared of dice: smp's DiceLoss has no squared form; drop it, or like: smp")
+        if isinstance(getattr(term, "gamma", 0.0), tuple | dict):
+            raise ValueError(f"gamma of focal: {self.like} has one for all classes; give a number, or drop like")
+        if self.like == "smp" and term.name == "cross_entropy" and weighted:
+            raise ValueError("class_weights: smp's cross entropy takes none; drop them, or like: smp")
+        if self.like == "monai" and term.name == "cross_entropy" and weighted and self.activation == "sigmoid":
+            raise ValueError("class_weights: MONAI gives them to the positives alone with sigmoid; drop like: monai")
+        if self.like == "monai" and term.name == "tversky" and getattr(term, "class_weights", False):
+            raise ValueError("class_weights of tversky: MONAI's TverskyLoss takes none; drop them, or like: monai")

@@ -9,6 +9,7 @@ from typing import Any
 from segtrain.config import loss_terms as schema
 from segtrain.config.loss import LossConfig
 from segtrain.errors import ConfigError
+from segtrain.losses.own_terms import LovaszOwnTerm
 from segtrain.losses.per_class import in_class_order
 from segtrain.losses.pixel import BalancedCrossEntropyTerm, PixelTerm
 from segtrain.losses.region import GeneralizedDiceTerm, OverlapTerm
@@ -38,9 +39,8 @@ def make_term(term: schema.TermConfig, setting: Setting) -> AnyTerm:
     Raises:
         ConfigError: values by class that do not fit the classes.
     """
-    maker = TERMS[term.name]
-    made = maker(term, setting)
-    return made if setting.config.like is None else _PRESETS[setting.config.like](made, setting)
+    made = TERMS[term.name](term, setting)
+    return made if setting.config.like is None else _PRESETS[setting.config.like](made, term.name, setting)
 
 
 def _cross_entropy(term: schema.CrossEntropyTerm, setting: Setting) -> PixelTerm:
@@ -103,6 +103,10 @@ def _generalized_dice(term: schema.GeneralizedDiceTerm, setting: Setting) -> Gen
     )
 
 
+def _lovasz(term: schema.LovaszTerm, setting: Setting) -> LovaszOwnTerm:
+    return LovaszOwnTerm(per=term.per, bins=term.bins, activation=setting.config.activation)
+
+
 def _not_yet(term: schema.TermConfig, setting: Setting) -> AnyTerm:
     raise ConfigError(f"loss.terms: {term.name} cannot be computed by this version yet.")
 
@@ -116,47 +120,46 @@ TERMS: dict[str, Callable[[Any, Setting], AnyTerm]] = {
     "tversky": _tversky,
     "focal_tversky": _focal_tversky,
     "generalized_dice": _generalized_dice,
-    "lovasz": _not_yet,
+    "lovasz": _lovasz,
     "boundary": _not_yet,
     "cl_dice": _not_yet,
     "distillation": _not_yet,
 }
 
 
-def _like_torch(term: AnyTerm, setting: Setting) -> AnyTerm:
+def _like_torch(term: AnyTerm, name: str, setting: Setting) -> AnyTerm:
     """CrossEntropyLoss: Σ w ℓ / Σ w. BCEWithLogitsLoss(weight): Σ w ℓ / number of pixels and channels."""
     assert isinstance(term, PixelTerm)
     return replace(term, reduction="weighted" if term.activation == "softmax" else "valid")
 
 
-def _like_smp(term: AnyTerm, setting: Setting) -> AnyTerm:
+def _like_smp(term: AnyTerm, name: str, setting: Setting) -> AnyTerm:
     """SoftCrossEntropyLoss and SoftBCEWithLogitsLoss average over ignored pixels too, DiceLoss and TverskyLoss over
     absent classes (at a loss of 0); FocalLoss is a sigmoid one for each class, also of class labels."""
     if isinstance(term, OverlapTerm):
         return replace(term, absent_classes="zero")
     assert isinstance(term, PixelTerm)
-    if term.name == "focal":
+    if name == "focal":
         return replace(term, activation="sigmoid", reduction="weighted")
     return replace(term, over="all")
 
 
-def _like_monai(term: AnyTerm, setting: Setting) -> AnyTerm:
+def _like_monai(term: AnyTerm, name: str, setting: Setting) -> AnyTerm:
     """DiceLoss and TverskyLoss average all (image, class) pairs, smoothed by 1e-5, and never divide by their weights.
 
     FocalLoss averages over the channels too, so it is 1/C of the multiclass focal loss (with its own `ignore_index`
     it leaves that factor out). Cross entropy is that of DiceCELoss: torch's.
     """
     if isinstance(term, OverlapTerm):
-        is_dice = (term.alpha, term.beta) == (0.5, 0.5)
-        smooth = 1e-5 / 2 if is_dice else 1e-5
+        smooth = 1e-5 / 2 if name == "dice" else 1e-5
         return replace(term, per="image", absent_classes="all", smooth=smooth, weighted_mean=False)
     assert isinstance(term, PixelTerm)
-    if term.name == "cross_entropy":
-        return _like_torch(term, setting)
+    if name == "cross_entropy":
+        return _like_torch(term, name, setting)
     return term if term.activation == "sigmoid" else replace(term, divisor=float(setting.num_classes))
 
 
-_PRESETS: dict[str, Callable[[AnyTerm, Setting], AnyTerm]] = {
+_PRESETS: dict[str, Callable[[AnyTerm, str, Setting], AnyTerm]] = {
     "torch": _like_torch,
     "smp": _like_smp,
     "monai": _like_monai,
