@@ -90,7 +90,7 @@ def measure_memory(job: tuple[str, Case, int]) -> int:
     """Return the peak extra bytes of forward + backward of the subject (by name), with so many threads.
 
     The gradient of the logits counts. A tiny call comes first, for what torch loads once; of the two full calls after
-    it the second sees what the allocator keeps of the first. A compiled subject gets one full call before, to compile.
+    it the second sees what the loss keeps of the first. A compiled subject gets one full call before, to compile.
     """
     name, case, threads = job
     torch.set_num_threads(threads)

@@ -32,6 +32,7 @@ THRESHOLD = 0.7
 CROSS_ENTROPY: dict[str, Any] = {"name": "cross_entropy"}
 FOCAL = {"name": "focal", "gamma": GAMMA}
 DICE = {"name": "dice"}
+LOVASZ: dict[str, Any] = {"name": "lovasz"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _plain_compiled(case: Case) -> LossFunction:
 def _smp(names: tuple[str, ...], case: Case) -> LossFunction:
     from segmentation_models_pytorch import losses
 
-    known = {"dice": losses.DiceLoss, "focal": losses.FocalLoss}
+    known = {"dice": losses.DiceLoss, "focal": losses.FocalLoss, "lovasz": losses.LovaszLoss}
     settings = {"mode": "multiclass", "ignore_index": case.ignore_index}
     parts = [_torch_ce(case) if name == "ce" else known[name](**settings) for name in names]
     return lambda logits, target: torch.stack([part(logits, target) for part in parts]).sum()
@@ -145,6 +146,8 @@ SUBJECTS = {
     "dice": _row("dice", [DICE], weighted=False),
     "jaccard": _row("jaccard", [{"name": "jaccard"}], weighted=False),
     "tversky": _row("tversky", [{"name": "tversky"}], weighted=False),
+    "lovasz": _row("lovasz", [LOVASZ], weighted=False),
+    "lovasz_bins": _row("lovasz, 1024 bins", [LOVASZ | {"bins": 1024}], weighted=False),
     "ce_dice": _row("CE + dice", [CROSS_ENTROPY, DICE]),
     "ce_focal_dice": _row("CE + focal + dice", [CROSS_ENTROPY, FOCAL, DICE]),
     HEADLINE: _row("CE + focal + dice, OHEM", [CROSS_ENTROPY, FOCAL, DICE], ohem=OHEM),
@@ -156,6 +159,7 @@ SUBJECTS = {
     "smp_ce_dice_focal": Subject(
         "smp CE + Dice + Focal", "others", partial(_smp, ("ce", "dice", "focal")), target="int64"
     ),
+    "smp_lovasz": Subject("smp LovaszLoss", "others", partial(_smp, ("lovasz",)), target="int64"),
     "monai_dice_ce": Subject(
         "MONAI DiceCELoss", "others", partial(_monai, "DiceCELoss"), target="filled", needs="monai"
     ),

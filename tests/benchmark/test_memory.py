@@ -52,6 +52,14 @@ def gradient_of_a_sum(mib):
     x.grad = None
     return resident_peak(lambda: x.exp().sum().backward())
 
+def with_holes_left_by_another_call(mib):
+    def call():
+        first, second = block(mib // 4), block(mib // 2)
+        del first
+        third = block(mib // 2)
+    call()
+    return resident_peak(lambda: (call(), block(mib).sum(), call()))
+
 def raises(mib):
     raise ValueError("no such thing")
 
@@ -79,6 +87,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ca
         ("one_after_the_other", 1),
         ("after_more_was_freed", 1),
         ("small_pieces_freed_before", 1),
+        ("with_holes_left_by_another_call", 1),
         ("gradient_of_a_sum", 2),  # exp(x), kept for the backward, and the gradient of x
     ],
 )
@@ -91,7 +100,7 @@ def test_the_peak_of_a_known_allocation_is_found(
 def test_the_gradient_of_the_logits_counts_and_the_inputs_do_not() -> None:
     case = Case(batch=1, classes=8, size=512)
     peak = in_child(measure_memory, ("torch_ce", case, 1)) / case.logits_bytes
-    assert 1.9 < peak < 3.5  # log_softmax is kept, and two gradients at once; the inputs would be one more
+    assert 2.8 < peak < 3.2  # log_softmax is kept, and two gradients at once; the inputs would be one more
 
 
 def test_an_error_in_the_child_is_told(known: Callable[[str], Callable[[int], int]]) -> None:
