@@ -116,6 +116,9 @@ class LossConfig(Section):
         taken = [label for label in labels if label.startswith("auxiliary_")]
         if taken:
             raise ValueError(f"{taken[0]!r}: labels that start with auxiliary_ name further heads: choose another")
+        for name, key in (("boundary", "classes"), ("distillation", "teacher")):
+            if sum(term.name == name for term in terms) > 1:
+                raise ValueError(f"{name} stands there twice: one term, with one {key}, is what batches carry maps for")
         if len(set(labels)) < len(labels):
             raise ValueError(f"labels must be distinct, found {labels}")
         return terms

@@ -16,10 +16,11 @@ from segtrain.losses.class_sums import check_labels, class_sums
 from segtrain.losses.groups import Group, group_terms
 from segtrain.losses.hard_examples import hard_examples
 from segtrain.losses.heads import fit_head, one_hot, split_heads
+from segtrain.losses.own_terms import BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
-from segtrain.losses.table import Columns, describe, distinct_labels
-from segtrain.losses.term import AnyTerm, ClassWeights, Inputs, OwnPassTerm, SumsTerm
+from segtrain.losses.table import Columns, describe, distinct_labels, reasons
+from segtrain.losses.term import AnyTerm, ClassWeights, Inputs, OwnPassTerm, SumsTerm, part_of_window
 from segtrain.losses.terms import Setting, make_term
 
 Reduce = Callable[[Tensor], Tensor]
@@ -47,7 +48,7 @@ class SegmentationLoss(nn.Module):
         num_reads: how often one head's logits are read forward: once for each group of terms that can share class
             sums, and once for each term with a pass of its own.
         needs_teacher: whether `teacher_logits` must be given.
-        wants_distances: whether `distances` save the boundary term work.
+        distance_classes: the classes whose maps `distances` hold, in order; None without a boundary term.
     """
 
     class_weights: Tensor | None
@@ -87,7 +88,8 @@ class SegmentationLoss(nn.Module):
         self._groups = group_terms(self._sums, shifts=config.prior is not None or config.margin is not None)
         self.num_reads = len(self._groups) + len(own)
         self.needs_teacher = any(term.name == "distillation" for term in config.terms)
-        self.wants_distances = any(term.name == "boundary" for term in config.terms)
+        boundaries = [term for term in self._terms if isinstance(term, BoundaryOwnTerm)]
+        self.distance_classes = boundaries[0].classes if boundaries else None
 
     def forward(
         self,
@@ -229,7 +231,7 @@ class SegmentationLoss(nn.Module):
     @property
     def inexact_under_accumulation(self) -> str | None:
         """Say which terms differ from the whole window's under accumulation, or None when all are exact."""
-        texts = self._reasons([term.inexact for term in self._terms])
+        texts = reasons(self.labels, [term.inexact for term in self._terms])
         if self._resizes_target:
             texts.append("auxiliary heads: counted within each micro-batch (resize: logits is exact)")
         return "; ".join(texts) or None
@@ -237,7 +239,7 @@ class SegmentationLoss(nn.Module):
     @property
     def inexact_with_rest(self) -> str | None:
         """Say which terms differ from the whole window's even with `rest` (or across ranks), or None."""
-        return "; ".join(self._reasons([term.apart for term in self._terms])) or None
+        return "; ".join(reasons(self.labels, [term.apart for term in self._terms])) or None
 
     def set_progress(self, step: int, epoch: float) -> None:
         """Hear where training stands, in optimizer steps and epochs done (fractions count); at first both are 0.
@@ -261,14 +263,6 @@ class SegmentationLoss(nn.Module):
     @property
     def _resizes_target(self) -> bool:
         return self.config.auxiliary is not None and self.config.auxiliary.resize == "target"
-
-    def _reasons(self, given: Sequence[str | None]) -> list[str]:
-        """Return each reason once, after the labels of the terms that give it."""
-        reasons: dict[str, list[str]] = {}
-        for label, reason in zip(self.labels, given, strict=True):
-            if reason is not None:
-                reasons.setdefault(reason, []).append(label)
-        return [f"{', '.join(labels)}: {reason}" for reason, labels in reasons.items()]
 
     def _weights_in_force(self) -> ClassWeights:
         if self.class_weights is None or self.epoch < self.config.class_weights.start_epoch:
@@ -307,19 +301,9 @@ class SegmentationLoss(nn.Module):
             raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
         if teacher_logits is None and self.needs_teacher:
             raise ConfigError("the distillation term needs teacher_logits: pass those of its teacher on this batch.")
-        if distances is not None and not self.wants_distances:
+        if distances is not None and self.distance_classes is None:
             raise ConfigError("distances were given, but no term of this loss uses them: drop them.")
 
     def _check_labels(self, target: Tensor) -> None:
         labels = 2 if target.dim() == 4 or self.num_classes == 1 else self.num_classes
         check_labels(target, num_classes=labels, ignore_index=self.ignore_index)
-
-
-def _value(
-    term: AnyTerm, statistics: Tensor, weights: ClassWeights, normalizer: Normalizer | None, num_batches: int
-) -> Tensor:
-    """Return the term's value: with a normalizer, this batch's part of the window's."""
-    counts = None if normalizer is None else term.window(normalizer)
-    if counts is None:
-        return term.value(statistics, weights) / num_batches
-    return term.value(torch.cat([statistics[: -len(counts)], counts]), weights)

@@ -8,6 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
+from segtrain.losses.boundary import boundary
+from segtrain.losses.distillation import distillation
 from segtrain.losses.lovasz import lovasz
 from segtrain.losses.term import Activation, ClassWeights, Inputs, divide
 
@@ -20,6 +22,16 @@ class QuotientTerm:
     def value(self, statistics: Tensor, weights: ClassWeights) -> Tensor:
         """Return the quotient, 0 without anything to average; class weights play no part in it."""
         return divide(*statistics.unbind())
+
+
+class PixelQuotientTerm(QuotientTerm):
+    """A mean over the valid pixels: exact under accumulation and over ranks."""
+
+    inexact = apart = None
+
+    def window(self, normalizer: Normalizer) -> Tensor | None:
+        """Return the valid pixels `[1]` of the window."""
+        return normalizer.pixels.sum().unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -54,3 +66,54 @@ class LovaszOwnTerm(QuotientTerm):
     def window(self, normalizer: Normalizer) -> Tensor | None:
         """Return the number of (image, class) pairs `[1]` of the window, None per batch."""
         return normalizer.images.sum().unsqueeze(0) if self.per == "image" else None
+
+
+@dataclass(frozen=True)
+class BoundaryOwnTerm(PixelQuotientTerm):
+    """Boundary loss of `classes`, on the given distance maps or its own."""
+
+    classes: tuple[int, ...]
+    activation: Activation
+
+    def own_statistics(self, inputs: Inputs) -> Tensor:
+        """Return the sum and the number of valid pixels."""
+        return boundary(
+            inputs.logits,
+            inputs.target,
+            ignore_index=inputs.ignore_index,
+            distances=inputs.distances,
+            classes=self.classes,
+            activation=self.activation,
+            pixel_weight=inputs.pixel_weight,
+        )
+
+    def window(self, normalizer: Normalizer) -> Tensor | None:
+        """Return the valid pixels `[1]` of the window; with sigmoid the mean over the classes."""
+        if self.activation == "softmax":
+            return super().window(normalizer)
+        return normalizer.valid[list(self.classes)].mean().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class DistillationOwnTerm(PixelQuotientTerm):
+    """The softened divergence from the teacher's logits."""
+
+    temperature: float
+    activation: Activation
+
+    def own_statistics(self, inputs: Inputs) -> Tensor:
+        """Return the sum and the number of valid pixels (with sigmoid of pairs)."""
+        assert inputs.teacher_logits is not None
+        return distillation(
+            inputs.logits,
+            inputs.teacher_logits,
+            inputs.target,
+            ignore_index=inputs.ignore_index,
+            temperature=self.temperature,
+            activation=self.activation,
+            pixel_weight=inputs.pixel_weight,
+        )
+
+    def window(self, normalizer: Normalizer) -> Tensor | None:
+        """Return the valid pixels `[1]` of the window; with sigmoid the pairs."""
+        return super().window(normalizer) if self.activation == "softmax" else normalizer.valid.sum().unsqueeze(0)

@@ -116,3 +116,12 @@ def distinct_labels(terms: Sequence[TermConfig]) -> tuple[str, ...]:
         taken.add(label)
         labels.append(label)
     return tuple(labels)
+
+
+def reasons(labels: Sequence[str], given: Sequence[str | None]) -> list[str]:
+    """Return each reason once, after the labels of the terms that give it."""
+    found: dict[str, list[str]] = {}
+    for label, reason in zip(labels, given, strict=True):
+        if reason is not None:
+            found.setdefault(reason, []).append(label)
+    return [f"{', '.join(those)}: {reason}" for reason, those in found.items()]

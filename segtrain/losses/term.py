@@ -107,3 +107,13 @@ def valid_pixels(sums: ClassSums) -> Tensor:
     if sums.negatives is None:
         return sums.pixels.sum(1, keepdim=True).expand_as(sums.pixels)
     return sums.pixels + sums.negatives
+
+
+def part_of_window(
+    term: AnyTerm, statistics: Tensor, weights: ClassWeights, normalizer: Normalizer | None, num_batches: int
+) -> Tensor:
+    """Return a term's value; with a normalizer this batch's part of the window's, of `num_batches`."""
+    counts = None if normalizer is None else term.window(normalizer)
+    if counts is None:
+        return term.value(statistics, weights) / num_batches
+    return term.value(torch.cat([statistics[: -len(counts)], counts]), weights)

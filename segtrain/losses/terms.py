@@ -9,8 +9,8 @@ from typing import Any
 from segtrain.config import loss_terms as schema
 from segtrain.config.loss import LossConfig
 from segtrain.errors import ConfigError
-from segtrain.losses.own_terms import LovaszOwnTerm
-from segtrain.losses.per_class import in_class_order
+from segtrain.losses.own_terms import BoundaryOwnTerm, DistillationOwnTerm, LovaszOwnTerm
+from segtrain.losses.per_class import class_numbers, in_class_order
 from segtrain.losses.pixel import BalancedCrossEntropyTerm, PixelTerm
 from segtrain.losses.region import GeneralizedDiceTerm, OverlapTerm
 from segtrain.losses.term import AnyTerm
@@ -30,6 +30,12 @@ class Setting:
             return (float(given),)
         return in_class_order(
             given, num_classes=self.num_classes, class_names=self.class_names, key=f"loss.terms: {key}", what="value"
+        )
+
+    def numbers(self, classes: Sequence[str | int] | None, *, key: str) -> tuple[int, ...]:
+        """Return the numbers of the classes that a term runs over."""
+        return class_numbers(
+            classes, num_classes=self.num_classes, class_names=self.class_names, key=f"loss.terms: {key}"
         )
 
 
@@ -107,6 +113,15 @@ def _lovasz(term: schema.LovaszTerm, setting: Setting) -> LovaszOwnTerm:
     return LovaszOwnTerm(per=term.per, bins=term.bins, activation=setting.config.activation)
 
 
+def _boundary(term: schema.BoundaryTerm, setting: Setting) -> BoundaryOwnTerm:
+    classes = setting.numbers(term.classes, key="classes of boundary")
+    return BoundaryOwnTerm(classes=classes, activation=setting.config.activation)
+
+
+def _distillation(term: schema.DistillationTerm, setting: Setting) -> DistillationOwnTerm:
+    return DistillationOwnTerm(temperature=term.temperature, activation=setting.config.activation)
+
+
 def _not_yet(term: schema.TermConfig, setting: Setting) -> AnyTerm:
     raise ConfigError(f"loss.terms: {term.name} cannot be computed by this version yet.")
 
@@ -121,9 +136,9 @@ TERMS: dict[str, Callable[[Any, Setting], AnyTerm]] = {
     "focal_tversky": _focal_tversky,
     "generalized_dice": _generalized_dice,
     "lovasz": _lovasz,
-    "boundary": _not_yet,
+    "boundary": _boundary,
     "cl_dice": _not_yet,
-    "distillation": _not_yet,
+    "distillation": _distillation,
 }
 
 
