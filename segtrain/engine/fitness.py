@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segtrain.config import Config
 from segtrain.config.loss import LossConfig
+from segtrain.data.dataset import TrainDataset
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.errors import ConfigError
 
@@ -31,6 +32,20 @@ def check_loss_section(config: Config, section: LossConfig | None, *, custom_mod
 def uses_labels(section: LossConfig) -> bool:
     """Whether any term compares with the labels, as evaluations do, and not with a teacher."""
     return any(term.name != "distillation" for term in section.terms)
+
+
+def check_distances(data: TrainDataset, wanted: tuple[int, ...] | None) -> None:
+    """Refuse data given in code whose items hold distance maps of other classes than the loss reads.
+
+    Raises:
+        ConfigError: maps of other classes, in another order, or maps that no term reads.
+    """
+    made = getattr(data, "distance_classes", None)
+    if made is not None and made != wanted:
+        reads = (
+            "no term of the loss reads any" if wanted is None else f"the boundary term reads those of {list(wanted)}"
+        )
+        raise ConfigError(f"train_data makes distance maps of the classes {list(made)}, and {reads}: let them agree")
 
 
 def check_accumulation(config: Config, loss: TrainingLoss) -> None:

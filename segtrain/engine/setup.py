@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import indent
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from segtrain.engine.fitness import (
     accumulation_note,
     activation_note,
     check_accumulation,
+    check_distances,
     check_loss_section,
     uses_labels,
 )
@@ -70,6 +71,7 @@ def prepare(
     if loss is None:
         config = _resolve_loss(config, data.frequencies, console)
         loss = _build_loss(config, data.frequencies, console)
+    data = data.with_maps(config, getattr(loss, "distance_classes", None), given=train_data is not None)
     training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
     check_accumulation(config, training_loss)
     if teacher is not None:
@@ -165,6 +167,14 @@ class _Data:
                 say(console, f"warning: {message}", style="yellow")
             return cls(train, EvalDataset(scan.samples, config.data), frequencies, scan.counts)
         return cls(train, val, frequencies, np.zeros((len(val), len(config.data.classes)), np.int64))
+
+    def with_maps(self, config: Config, classes: tuple[int, ...] | None, *, given: bool) -> _Data:
+        """Have the training data make the distance maps that the loss reads; data that was given must fit them."""
+        if given:
+            check_distances(self.train, classes)
+        if given or classes is None:
+            return self
+        return replace(self, train=TrainDataset(self.train.samples, config.data, distance_classes=classes))
 
     def validation_images(self, config: Config) -> ValidationImages:
         """Choose the samples that TensorBoard shows."""
