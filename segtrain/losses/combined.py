@@ -20,7 +20,7 @@ from segtrain.losses.own_terms import BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
 from segtrain.losses.table import Columns, describe, distinct_labels, reasons
-from segtrain.losses.term import AnyTerm, ClassWeights, Inputs, OwnPassTerm, SumsTerm, part_of_window
+from segtrain.losses.term import ClassWeights, Inputs, OwnPassTerm, SumsTerm, part_of_window
 from segtrain.losses.terms import Setting, make_term
 
 Reduce = Callable[[Tensor], Tensor]
@@ -205,7 +205,7 @@ class SegmentationLoss(nn.Module):
         for number, head in enumerate(heads):
             counted = normalizer if number == 0 or not self._resizes_target else None
             values = [
-                _value(
+                part_of_window(
                     term, part.view(term.shape), weights, counted, 1 if normalizer is None else normalizer.num_batches
                 )
                 for term, part in zip(self._terms, torch.split(head, sizes), strict=True)
