@@ -124,24 +124,31 @@ def _monai() -> tuple[Subject, ...]:
 
 def _ours() -> tuple[Subject, ...]:
     def subject(*terms: dict[str, Any], name: str | None = None) -> Subject:
-        weightable = any(term["name"] in ("cross_entropy", "focal") for term in terms)
+        on_pixels = any(term["name"] in ("cross_entropy", "focal") for term in terms)
+        on_regions = all(term["name"] in ("dice", "jaccard", "tversky") for term in terms)
 
         def make(weights: Weights, num_classes: int) -> Loss:
             section: dict[str, Any] = {"terms": list(terms)}
             if weights is not None:
                 section["class_weights"] = {"scheme": "manual", "weights": list(weights)}
+                if not on_pixels:
+                    section["terms"] = [{**term, "class_weights": True} for term in terms]
             return build_loss(section, num_classes=num_classes, ignore_index=IGNORE_INDEX)
 
         listed = ", ".join("{" + ", ".join(f'"{k}": {_code(v)}' for k, v in term.items()) + "}" for term in terms)
         call = f'build_loss({{"terms": [{listed}]}}, num_classes=4)(logits, target)'
         label = name or " + ".join(term["name"] for term in terms)
-        return Subject("segtrain", label, call, make, takes_weights=weightable)
+        return Subject("segtrain", label, call, make, takes_weights=on_pixels or on_regions)
 
     return (
         subject({"name": "cross_entropy"}),
         subject({"name": "focal"}),
         subject({"name": "dice"}),
         subject({"name": "dice", "per": "image"}, name="dice per image"),
+        subject({"name": "jaccard"}),
+        subject({"name": "tversky"}),
+        subject({"name": "generalized_dice"}),
+        subject({"name": "lovasz"}),
         subject({"name": "cross_entropy"}, {"name": "dice"}),
     )
 

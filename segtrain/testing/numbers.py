@@ -88,4 +88,19 @@ def _losses(ignoring: bool) -> dict[str, dict[str, Callable[[], Loss | None]]]:
             "segtrain": ours(name="focal"),
         },
         "dice": {"smp": theirs("Dice"), "MONAI": medical("Dice"), "segtrain": ours(name="dice")},
+        "Jaccard": {
+            "smp": theirs("Jaccard"),
+            "MONAI": medical("Dice", jaccard=True),
+            "segtrain": ours(name="jaccard"),
+        },
+        "Tversky": {
+            "smp": theirs("Tversky", alpha=0.3, beta=0.7),
+            "MONAI": medical("Tversky", alpha=0.3, beta=0.7),
+            "segtrain": ours(name="tversky"),
+        },
+        "generalised dice": {
+            "MONAI": medical("GeneralizedDice", ignores=False),
+            "segtrain": ours(name="generalized_dice"),
+        },
+        "Lovász": {"smp": theirs("Lovasz"), "segtrain": ours(name="lovasz")},
     }

@@ -26,9 +26,10 @@ EQUAL = "equal_weights_change_nothing"
 FLOOR = "a_perfect_prediction_costs_next_to_nothing"
 SHIFT = "a_constant_added_to_a_pixel_changes_nothing"
 SUM = "gradients_sum_to_zero_over_the_classes"
+WITHOUT_WEIGHTS = ("generalized_dice", "lovasz", "boundary")
 PIXEL_TERMS = ("cross_entropy", "focal", "balanced_cross_entropy")
 
-CE, FOCAL, DICE, TVERSKY = ({"name": name} for name in ("cross_entropy", "focal", "dice", "tversky"))
+CE, FOCAL, DICE, TVERSKY, LOVASZ = ({"name": name} for name in ("cross_entropy", "focal", "dice", "tversky", "lovasz"))
 # Each section, and the conventions that it does not share.
 CONFIGURATIONS: dict[str, tuple[Section, set[str]]] = {
     "cross_entropy": ({"terms": [CE]}, {RARE}),
@@ -46,6 +47,9 @@ CONFIGURATIONS: dict[str, tuple[Section, set[str]]] = {
     "tversky, per image": ({"terms": [{**TVERSKY, "per": "image"}]}, {ONE_CLASS}),
     "focal_tversky": ({"terms": [{"name": "focal_tversky"}]}, {BATCH, ONE_CLASS}),
     "generalized_dice": ({"terms": [{"name": "generalized_dice"}]}, {BATCH}),
+    "lovasz": ({"terms": [LOVASZ]}, {BATCH}),
+    "lovasz, per image": ({"terms": [{**LOVASZ, "per": "image"}]}, set()),
+    "lovasz, bins": ({"terms": [{**LOVASZ, "bins": 64}]}, {BATCH}),
     "ohem, threshold": ({"terms": [CE], "ohem": {"threshold": 0.7}}, {BATCH}),
     "ohem, top_k": ({"terms": [FOCAL], "ohem": {"top_k": 0.25}}, {BATCH, RARE, TILES}),  # k is rounded
     "ohem, per class": ({"terms": [CE], "ohem": {"top_k": 0.5, "per_class": True}}, {BATCH, RARE}),
@@ -84,7 +88,7 @@ def maker(section: Section) -> Callable[[int], Loss]:
 def weighter(section: Section) -> Callable[[Sequence[float]], Loss] | None:
     """The loss of a section with class weights, which act on its pixel terms or else on its region terms."""
     of_pixels = any(term["name"] in PIXEL_TERMS for term in section["terms"])
-    if not of_pixels and any(term["name"] == "generalized_dice" for term in section["terms"]):
+    if not of_pixels and any(term["name"] in WITHOUT_WEIGHTS for term in section["terms"]):
         return None
     terms = section["terms"] if of_pixels else [{**term, "class_weights": True} for term in section["terms"]]
 
