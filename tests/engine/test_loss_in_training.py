@@ -14,10 +14,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from segtrain.config import Config
+from segtrain.data import check_split
+from segtrain.data.dataset import TrainDataset
 from segtrain.engine import train
 from segtrain.engine.checkpoint import load_checkpoint
 from segtrain.errors import ConfigError
-from segtrain.losses import build_loss
+from segtrain.losses import SegmentationLoss, build_loss
 
 MakeConfig = Callable[..., Config]
 CE = {"name": "cross_entropy"}
@@ -134,3 +136,42 @@ def test_sigmoid_learns_each_class_against_the_others_and_says_so(
     assert "note: loss.activation: sigmoid" in run(again, tiny_net(), loss=build_loss(section, num_classes=3))
     with pytest.raises(ConfigError, match=r"prior_tau .* exclude each other"):
         tiny_config(loss=section, evaluate={"prior_tau": 1.0})
+
+
+@pytest.mark.parametrize("classes", [None, ["dot", 1]])
+def test_the_loader_makes_the_boundary_terms_maps(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], monkeypatch: pytest.MonkeyPatch, classes: list[Any] | None
+) -> None:
+    given: list[tuple[int, ...] | None] = []
+    terms = SegmentationLoss.terms
+
+    def spy(self: SegmentationLoss, *args: Any, **options: Any) -> dict[str, Tensor]:
+        distances = options.get("distances")
+        given.append(None if distances is None else tuple(distances.shape))
+        return terms(self, *args, **options)
+
+    monkeypatch.setattr(SegmentationLoss, "terms", spy)
+    loss = {"terms": [CE, {"name": "boundary", "weight": 0.01, "classes": classes}]}
+    made = tiny_config(name="loader", loss=loss, train={"steps": 1, "batch_size": 2})
+    run(made, tiny_net())
+    assert given[0] == (2, 3 if classes is None else 2, 24, 32)
+    given.clear()
+    plain = tiny_config(name="loss", loss=loss, train={"steps": 1, "batch_size": 2})
+    samples = check_split(plain.data, "train").samples
+    run(plain, tiny_net(), train_data=TrainDataset(samples, plain.data))
+    assert given[0] is None
+    one, other = weights(made), weights(plain)
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=1e-2, atol=1e-4)
+
+
+def test_maps_that_the_loss_does_not_read_are_refused(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
+    boundary = {"terms": [CE, {"name": "boundary", "classes": [1, 2]}]}
+    for name, loss, message in (
+        ("none", {"terms": [CE]}, r"no term of the loss reads any"),
+        ("order", boundary, r"reads those of \[1, 2\]"),
+    ):
+        config = tiny_config(name=name, loss=loss)
+        data = TrainDataset(check_split(config.data, "train").samples, config.data, distance_classes=[2, 1])
+        with pytest.raises(ConfigError, match=message):
+            run(config, tiny_net(), train_data=data)
