@@ -43,8 +43,13 @@ def describe(config: LossConfig, *, labels: Sequence[str], columns: Columns, num
 def _term_line(label: str, term: TermConfig) -> str:
     settings = term.model_dump(exclude={"name", "label", "weight"}, exclude_none=True)
     name = f"{label}: {term.name}" if term.label is not None else label
-    text = ", ".join(f"{key}: {_short(value)}" for key, value in settings.items())
+    told = {key: value for key, value in settings.items() if value is not False and not _is_off(key, value)}
+    text = ", ".join(f"{key}: {_short(value)}" for key, value in told.items())
     return f"{describe_weight(term.weight)} × {name}" + (f" ({text})" if text else "")
+
+
+def _is_off(key: str, value: Any) -> bool:
+    return key in ("smooth", "label_smoothing") and value == 0
 
 
 def _shared_lines(config: LossConfig) -> list[str]:
