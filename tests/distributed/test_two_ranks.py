@@ -53,6 +53,9 @@ EXACT = {
     "focal_tversky": loss_of({"name": "focal_tversky"}),
     "generalized_dice": loss_of({"name": "generalized_dice"}),
     "generalized_dice per image": loss_of({"name": "generalized_dice", "per": "image"}),
+    "lovasz per image": loss_of({"name": "lovasz", "per": "image"}),
+    "boundary": loss_of(DICE, {"name": "boundary"}),
+    "distillation": loss_of(CE, {"name": "distillation", "teacher": "given in code", "temperature": 3.0}),
     "auxiliary heads": loss_of(CE, DICE, auxiliary={"weights": [1.0, 0.4]}),
     "auxiliary heads, small targets": loss_of(CE, DICE, auxiliary={"weights": [1.0, 0.4], "resize": "target"}),
     "sigmoid": loss_of(CE, FOCAL, DICE, activation="sigmoid", class_weights=WEIGHTS),
@@ -64,6 +67,7 @@ EXACT = {
 }
 INEXACT = {
     "mining": loss_of(CE, DICE, ohem={"top_k": 0.3}),
+    "lovasz": loss_of({"name": "lovasz"}),
 }
 # images on each rank, and whether the second rank has any valid pixel
 LAYOUTS = {"even": ((2, 2), True), "uneven": ((3, 1), True), "nothing on one rank": ((2, 2), False)}
@@ -109,13 +113,16 @@ def build(section: dict[str, Any]) -> SegmentationLoss:
     return build_loss(section, num_classes=NUM_CLASSES, ignore_index=IGNORED, frequencies=frequencies)
 
 
+def more(loss: SegmentationLoss, teacher: Tensor) -> dict[str, Tensor]:
+    return {"teacher_logits": teacher} if loss.needs_teacher else {}
+
+
 def gradients(
     model: nn.Module, loss: SegmentationLoss, batch: tuple[Tensor, ...], **hooks: Any
 ) -> tuple[Tensor, float]:
     """Return the flat gradient of the model's parameters, and the loss."""
     images, target, teacher = batch
-    more = {"teacher_logits": teacher} if loss.needs_teacher else {}
-    value = loss(model(images), target, **more, **hooks)
+    value = loss(model(images), target, **more(loss, teacher), **hooks)
     value.backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]), float(value.detach())
 
@@ -130,6 +137,33 @@ def compare(rank: int, section: dict[str, Any], layout: str) -> dict[str, float]
     expected, whole = gradients(TwoHeads(heads=heads), loss, batch)
     model = DistributedDataParallel(TwoHeads(heads=heads))
     found, value = gradients(model, loss, tuple(part[own] for part in batch), reduce=all_reduce_sum)
+    return {
+        "gradient": float((found - expected).abs().max()),
+        "loss": abs(value - whole),
+        "size": float(expected.norm()),
+    }
+
+
+def accumulate(rank: int, section: dict[str, Any], *, two_passes: bool) -> dict[str, float]:
+    """Return the same for two micro-batches of one image on each rank: with the rest of the window, or counts of it."""
+    batch = whole_batch(second_rank_valid=True)
+    window = [tuple(part[index : index + 1] for part in batch) for index in (2 * rank, 2 * rank + 1)]
+    heads = len(section.get("auxiliary", {"weights": [1.0]})["weights"])
+    loss = build(section)
+    expected, whole = gradients(TwoHeads(heads=heads), loss, batch)
+    model = DistributedDataParallel(TwoHeads(heads=heads))
+    if two_passes:
+        with torch.no_grad():
+            statistics = [
+                loss.statistics(model(images), target, **more(loss, teacher)) for images, target, teacher in window
+            ]
+        hooks = [{"rest": statistics[1]}, {"rest": statistics[0]}]
+    else:
+        hooks = [{"normalizer": loss.normalizer([micro[1] for micro in window]).reduced(all_reduce_sum)}] * 2
+    with model.no_sync():
+        _, first = gradients(model, loss, window[0], reduce=all_reduce_sum, **hooks[0])
+    found, second = gradients(model, loss, window[1], reduce=all_reduce_sum, **hooks[1])
+    value = second if two_passes else first + second
     return {
         "gradient": float((found - expected).abs().max()),
         "loss": abs(value - whole),
@@ -153,6 +187,10 @@ def work(rank: int, folder: Path) -> None:
         for name, section in (EXACT | INEXACT).items():
             for layout in LAYOUTS:
                 found[f"{name} | {layout}"] = compare(rank, section, layout)
+        for name, section in EXACT.items():
+            found[f"{name} | two passes"] = accumulate(rank, section, two_passes=True)
+            if build(section).inexact_under_accumulation is None:
+                found[f"{name} | one pass"] = accumulate(rank, section, two_passes=False)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
@@ -200,6 +238,14 @@ def test_gradient_and_loss_are_those_of_the_whole_batch(ranks: list[dict[str, An
         assert found["gradient"] < 1e-12
         assert found["loss"] < 1e-12
         assert found["size"] > 1e-3
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_windows_of_micro_batches_are_exact_over_ranks_too(ranks: list[dict[str, Any]], name: str) -> None:
+    for rank in ranks:
+        found = [rank[key] for key in (f"{name} | two passes", f"{name} | one pass") if key in rank]
+        assert found
+        assert max(max(one["gradient"], one["loss"]) for one in found) < 1e-12
 
 
 @pytest.mark.parametrize("name", EXACT)
