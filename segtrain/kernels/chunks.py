@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ELEMENTS = 2**18  # of a chunk of logits: 1 MB in float32, half of a common second-level cache
+LARGEST, SMALLEST = 2**20, 2**16  # elements of a chunk of logits: more calls cost more than the cache gives back
+PARTS = 16  # but no more than this part of the whole: chunks are what is held beside the gradient
 
 
 class Chunk(NamedTuple):
@@ -28,8 +29,9 @@ def few_rows(values: Tensor) -> Tensor:
 
 
 def chunks(images: int, channels: int, rows: int, columns: int) -> Iterator[Chunk]:
-    """Cut `[N, C, rows, columns]` into blocks of about ELEMENTS: parts of a row, whole rows, or whole images."""
-    pixels = max(ELEMENTS // max(channels, 1), 64)
+    """Cut `[N, C, rows, columns]` into blocks of about equal size: parts of a row, whole rows, or whole images."""
+    elements = min(max(images * channels * rows * columns // PARTS, SMALLEST), LARGEST)
+    pixels = max(elements // max(channels, 1), 64)
     width = min(columns, pixels)
     height = min(rows, max(pixels // max(width, 1), 1)) if width == columns else 1
     depth = max(pixels // max(width * height, 1), 1) if (height, width) == (rows, columns) else 1
@@ -43,34 +45,20 @@ def chunks(images: int, channels: int, rows: int, columns: int) -> Iterator[Chun
                 )
 
 
-def load(values: Tensor, chunk: Chunk, *, dtype: torch.dtype, buffer: Tensor) -> Tensor:
-    """Return a chunk of `[N, C, rows, columns]` as `[B, C, p]` in `dtype`: a view where possible, else in `buffer`."""
+def load(values: Tensor, chunk: Chunk, *, dtype: torch.dtype, out: Tensor) -> Tensor:
+    """Return a chunk of `[N, C, rows, columns]` as `[B, C, p]` in `dtype`: a view where possible, else in `out`."""
     part = values[chunk.images, :, chunk.rows, chunk.columns]
-    if part.dtype == dtype and part.stride(-1) == 1 and part.shape[-2] == 1:
+    if is_plain(part, dtype):
         return part[:, :, 0]
-    copy = shaped(buffer, part.shape)
-    copy.copy_(part)
-    return copy.flatten(2)
+    out.unflatten(2, part.shape[2:]).copy_(part)
+    return out
+
+
+def is_plain(part: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a chunk `[B, C, rows, columns]` is a run of neighbouring pixels for each class, in this type."""
+    return part.dtype == dtype and part.shape[-2] == 1 and part.stride(-1) == 1
 
 
 def pixels_of(values: Tensor, chunk: Chunk) -> Tensor:
     """Return a chunk of `[N, rows, columns]` as `[B, p]`."""
     return values[chunk.images, chunk.rows, chunk.columns].flatten(1)
-
-
-def shaped(buffer: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Return the start of a flat buffer in the given shape."""
-    size = 1
-    for length in shape:
-        size *= length
-    return buffer[:size].view(shape)
-
-
-def buffer_for(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return an empty flat buffer for the largest chunk of `[N, C, rows, columns]`."""
-    images, channels, rows, columns = values.shape
-    first = next(chunks(images, channels, rows, columns), None)
-    if first is None:
-        return torch.empty(0, dtype=dtype)
-    sizes = [part.stop - part.start for part in first]
-    return torch.empty(sizes[0] * channels * sizes[1] * sizes[2], dtype=dtype)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from segtrain.errors import DataError
 
+LARGEST_TABLE = 2**16  # labels beyond it are wrong for sure, and are not counted in a table
+
 
 def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None:
     """Raise DataError naming labels outside [0, num_classes) with their pixel counts; waits for the device."""
@@ -35,18 +37,51 @@ def narrow(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
     return target.long()
 
 
+def to_buckets(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
+    """Return where each pixel is counted: its label, `num_classes` where it is ignored; labels as `narrow` has them."""
+    labels = narrow(target, num_classes=num_classes, ignore_index=ignore_index)
+    if ignore_index >= num_classes:  # one fast pass, as the labels have been checked
+        return labels.clamp(max=num_classes)
+    return labels.masked_fill(labels == ignore_index, num_classes)
+
+
+def count_checked(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
+    """Count the pixels of each class, and the ignored ones last: float64 `[N, C + 1]` from `[N, ...]`, on the CPU.
+
+    Raises:
+        DataError: a label out of range.
+    """
+    labels = narrow(target, num_classes=num_classes, ignore_index=ignore_index).flatten(1)
+    if not labels.numel():
+        return torch.zeros(len(labels), num_classes + 1, dtype=torch.float64)
+    if labels.dtype != torch.uint8:
+        low, high = labels.aminmax()
+        if int(low) < 0 or int(high) >= LARGEST_TABLE:
+            check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
+            labels = to_buckets(labels, num_classes=num_classes, ignore_index=ignore_index)
+            ignore_index = num_classes
+    length = max(num_classes, ignore_index) + 1
+    rows = []
+    for row in labels:
+        counts = torch.bincount(row, minlength=length)
+        ignored = counts[ignore_index].clone()
+        counts[ignore_index] = 0
+        if counts[num_classes:].any():
+            check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
+        rows.append(torch.cat((counts[:num_classes], ignored.view(1))))
+    return torch.stack(rows).double()
+
+
 def count(buckets: Tensor, *, num_buckets: int, weight: Tensor | None) -> Tensor:
-    """Count the pixels in each bucket, or sum their weights: float64 `[N, num_buckets]` from `[N, P]`.
+    """Count the pixels in each bucket, or sum their weights: float64 `[N, num_buckets]` from `[N, P]`, on the CPU.
 
     Buckets are integers from 0 to num_buckets (which is dropped); exact for counts of any size.
     """
     if not buckets.numel():
         return torch.zeros(len(buckets), num_buckets, dtype=torch.float64)
-    if weight is None:
-        rows = [torch.bincount(row, minlength=num_buckets + 1)[:num_buckets] for row in buckets]
-    else:
-        rows = [
-            torch.bincount(row, weights.double(), minlength=num_buckets + 1)[:num_buckets]
-            for row, weights in zip(buckets, weight, strict=True)
-        ]
+    weights = [None] * len(buckets) if weight is None else weight.double()
+    rows = [
+        torch.bincount(row, factor, minlength=num_buckets + 1)[:num_buckets]
+        for row, factor in zip(buckets, weights, strict=True)
+    ]
     return torch.stack(rows).double()

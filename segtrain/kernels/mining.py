@@ -36,26 +36,35 @@ class HardExamples:
         """
         if loss.numel() == 0:
             return torch.zeros_like(loss, dtype=torch.bool)
-        valid = buckets != num_buckets
-        unknown = loss.isnan() & valid  # a diverged pixel must show in the loss, not hide from it
-        if not self.per_class:
-            return self._keep(loss, valid) | unknown
-        mask = unknown
+        mask = self._keep_each(loss, buckets, num_buckets) if self.per_class else self._keep(loss, buckets != num_buckets)
+        if not loss.is_cuda and not loss.max().isnan():
+            return mask
+        return mask | (loss.isnan() & (buckets != num_buckets))  # a diverged pixel must show in the loss
+
+    def least(self, num_valid: Tensor) -> Tensor:
+        """Return how many of `num_valid` pixels (int64 scalar) the threshold rule keeps at least."""
+        if isinstance(self.min_kept, float):
+            return _fraction(self.min_kept, num_valid)
+        return num_valid.clamp(max=self.min_kept)
+
+    @property
+    def cut(self) -> float:
+        """The loss above which the threshold rule keeps a pixel."""
+        assert self.threshold is not None
+        return -math.log(self.threshold) if self.threshold < 1 else -math.inf
+
+    def _keep_each(self, loss: Tensor, buckets: Tensor, num_buckets: int) -> Tensor:
+        mask = torch.zeros_like(loss, dtype=torch.bool)
         for bucket in range(num_buckets):
-            mask = mask | self._keep(loss, buckets == bucket)
+            mask |= self._keep(loss, buckets == bucket)
         return mask
 
     def _keep(self, loss: Tensor, among: Tensor) -> Tensor:
-        num_valid = among.sum()
+        num_valid = among.count_nonzero()
         if self.top_k is not None:
             return _hardest(loss, among, _fraction(self.top_k, num_valid))
-        assert self.threshold is not None
-        hard = (loss > -math.log(self.threshold)) & among if self.threshold < 1 else among
-        if isinstance(self.min_kept, float):
-            least = _fraction(self.min_kept, num_valid)
-        else:
-            least = num_valid.clamp(max=self.min_kept)
-        num_hard = hard.sum()
+        hard = (loss > self.cut) & among
+        num_hard, least = hard.count_nonzero(), self.least(num_valid)
         if not hard.is_cuda and num_hard >= least:  # reading a value costs nothing on the CPU
             return hard
         return _hardest(loss, among, torch.maximum(least, num_hard))

@@ -1,421 +1,284 @@
-"""The softmax class sums on a CPU, forward and backward, in chunks that stay in the cache.
+"""The softmax class sums on a CPU, forward and backward, in chunks: nothing of the size of the logits but the gradient.
 
-Notation of a chunk of B images and p pixels: e = exp(z − max z) `[B, C, p]`, with 0 in place of the label's, whose
-value is kept apart; others = Σ_{j≠y} e_j, total = others + e_y; f the factor of a pixel (its weight, 0 where ignored),
-k the same for the pixel terms, which mining masks. q = 1 − p_y = others / total is a sum of its own: the difference
-would round to 0 near a certain label. The backward makes e anew: nothing of the size of the logits is kept.
+The notation is that of `Exponentials`; the backward takes the exponentials anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from segtrain.kernels.chunks import Chunk, buffer_for, chunks, few_rows, load, pixels_of, shaped
-from segtrain.kernels.labels import count, narrow
+from segtrain.kernels.chunks import Chunk, few_rows, is_plain, load, pixels_of
+from segtrain.kernels.focal import focal_power, focal_slope
+from segtrain.kernels.labels import count, count_checked
+from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
+from segtrain.kernels.softmax_read import Exponentials, Pixels, mass, over_classes, over_pixels, read, shifted
 
-BY_LABEL = {
-    "probability": "label",
-    "intersection": "label",
-    "squared_probability": "label_squared",
+BY_LABEL = {  # what a sum adds up at the label of each pixel
+    "probability": "p",
+    "intersection": "p",
+    "squared_probability": "p_squared",
     "cross_entropy": "cross_entropy",
     "focal": "focal",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """The inputs as rows of pixels, and what holds for all chunks."""
-
-    logits: Tensor  # [N, C, rows, columns]
-    labels: Tensor  # [N, rows, columns], `num_classes` where ignored
-    any_ignored: bool
-    weight: Tensor | None  # [N, rows, columns]
-    keep: Tensor | None  # bool, the same
-    shift: Tensor | None  # [C, 1]
-    margin: Tensor | None  # [C]
-    scale: float
-    dtype: torch.dtype
-
-    @classmethod
-    def prepare(cls, inputs: Inputs, request: Request) -> _Batch:
-        logits = few_rows(inputs.logits)
-        shape = (logits.shape[0], *logits.shape[2:])
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        num_classes = logits.shape[1]
-        labels = narrow(inputs.target, num_classes=num_classes, ignore_index=request.ignore_index).reshape(shape)
-        ignored = labels == request.ignore_index
-        any_ignored = bool(ignored.any())
-        if any_ignored and request.ignore_index != num_classes:
-            labels = labels.masked_fill(ignored, num_classes)
-        weight, keep, shift, margin = inputs.pixel_weight, inputs.keep, inputs.shift, inputs.margin
-        return cls(
-            logits=logits,
-            labels=labels,
-            any_ignored=any_ignored,
-            weight=None if weight is None else weight.reshape(shape),
-            keep=None if keep is None else keep.reshape(shape),
-            shift=None if shift is None else shift.to(dtype).view(-1, 1),
-            margin=None if margin is None else margin.to(dtype),
-            scale=request.scale,
-            dtype=dtype,
-        )
-
-    def chunks(self) -> Iterator[Chunk]:
-        return chunks(*self.logits.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Softmax:
-    """A chunk after its one exponential; `[B, p]` where not said otherwise."""
-
-    e: Tensor  # [B, C, p], 0 at the label
-    label_score: Tensor  # z_y − max z
-    label_e: Tensor
-    others: Tensor
-    total: Tensor
-    index: Tensor  # int64, the label, 0 where ignored
-    bucket: Tensor  # int64, the label, C where ignored
-    factor: Tensor | None  # f, None for 1
-    kept: Tensor | None  # k, None for 1
-
-    @property
-    def q(self) -> Tensor:
-        return self.others / self.total
-
-    @property
-    def p(self) -> Tensor:
-        return self.label_e / self.total
-
-    @property
-    def loss(self) -> Tensor:
-        """−log p_y: log1p(others / e_y) for a likely label, log Σ − z_y for an unlikely one, exact for both."""
-        likely = torch.log1p(self.others / self.label_e)
-        return torch.where(self.others < self.label_e, likely, self.total.log() - self.label_score)
+MINED = ("cross_entropy", "focal")
+TILE_PIXELS = 2**16
 
 
 def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     """Return the wanted sums `[K, N, C]`, the counts (pixels, kept) `[2, N, C]`, both float64, and the mined mask.
 
     The mask is bool in the shape of the target where `request.mining` says so, else empty.
+
+    Raises:
+        DataError: a label out of range.
     """
-    batch = _Batch.prepare(inputs, request)
-    images, num_classes = batch.logits.shape[:2]
-    sums = {name: torch.zeros(images, num_classes, dtype=torch.float64) for name in request.wanted}
+    num_classes = inputs.logits.shape[1]
+    counts = count_checked(inputs.target, num_classes=num_classes, ignore_index=request.ignore_index)[:, :-1]
+    pixels = Pixels.prepare(inputs, request)
+    sums = {name: torch.zeros_like(counts) for name in request.wanted}
     kinds = sorted({BY_LABEL[name] for name in request.wanted if name in BY_LABEL})
-    by_label = torch.zeros(len(kinds), images, num_classes + 1, dtype=torch.float64)
-    rule = request.rule
-    losses = None if rule is None else torch.empty(batch.labels.shape, dtype=batch.dtype)
-    buffer = buffer_for(batch.logits, batch.dtype)
-    needs_softmax = bool(request.wanted) or rule is not None
-    for chunk in batch.chunks() if needs_softmax else ():
-        part = _softmax(batch, chunk, buffer, sums["log_mass"] if "log_mass" in sums and rule is None else None)
-        loss = part.loss
-        if losses is not None:
-            losses[chunk.images, chunk.rows, chunk.columns] = loss.view(losses[chunk].shape)
-        values = [_by_label(kind, part, loss, request.gamma, mined=rule is not None) for kind in kinds]
-        if values:
-            rows = by_label[:, chunk.images]
-            rows.scatter_add_(2, part.bucket.expand(len(kinds), *part.bucket.shape), torch.stack(values).double())
-        _add_probabilities(sums, part, chunk)
-    flat = batch.labels.flatten(1)
-    mask = torch.empty(0, dtype=torch.bool)
-    if rule is not None:
-        assert losses is not None
-        mask = rule(losses.flatten(1), flat, num_buckets=num_classes)
-        _add_mined(by_label, kinds, losses.flatten(1), flat, mask, batch=batch, request=request)
+    by_label = torch.zeros(len(kinds), len(counts), num_classes + 1, dtype=torch.float64)
+    mined = None if request.rule is None else _Mined.start(request.rule, pixels)
+    buffer = pixels.buffer()
+    for chunk in pixels.chunks() if request.wanted or mined is not None else ():
+        part = read(pixels, chunk, buffer, sums.get("log_mass") if mined is None else None)
+        kept = part.kept if mined is None else mined.take(chunk, part)
+        _add_by_label(by_label[:, chunk.images], part.bucket, [_value(kind, part, kept, request.gamma) for kind in kinds])
+        _add_others(sums, part, chunk)
+    mask = None
+    if mined is not None:
+        mask = mined.finish(counts.sum())
+        if not mined.was_right:
+            _add_mined(by_label, kinds, mined.losses, mask, pixels, request.gamma)
         if "log_mass" in sums:
-            _add_log_mass(sums["log_mass"], batch, losses, mask, buffer)
+            _add_log_mass(sums["log_mass"], mined.losses, mask, pixels, buffer)
     for name in sums:
         if name in BY_LABEL:
             sums[name] += by_label[kinds.index(BY_LABEL[name]), :, :num_classes]
-    weight = None if batch.weight is None else batch.weight.flatten(1)
-    pixels = count(flat, num_buckets=num_classes, weight=weight)
-    keep = mask if rule is not None else batch.keep
-    kept = pixels
-    if keep is not None:
-        kept_labels = flat.long().masked_fill(~keep.reshape(flat.shape), num_classes)
-        kept = count(kept_labels, num_buckets=num_classes, weight=weight)
-    stacked = torch.stack(list(sums.values())) if sums else torch.zeros(0, images, num_classes, dtype=torch.float64)
-    return stacked, torch.stack((pixels, kept)), mask.view(inputs.target.shape) if rule is not None else mask
+    stacked = torch.stack(list(sums.values())) if sums else counts.new_zeros(0, *counts.shape)
+    counts = _counts(counts, pixels, pixels.keep if mask is None else mask)
+    return stacked, counts, torch.empty(0, dtype=torch.bool) if mask is None else mask.view(inputs.target.shape)
 
 
-def _softmax(batch: _Batch, chunk: Chunk, buffer: Tensor, log_mass: Tensor | None = None) -> _Softmax:
-    """Take the exponentials of a chunk; add its `log_mass` on the way, where the scores are still at hand."""
-    bucket = pixels_of(batch.labels, chunk).long()
-    ignored = bucket == batch.logits.shape[1] if batch.any_ignored else None
-    index = bucket if ignored is None else bucket.masked_fill(ignored, 0)
-    factor = _factor(batch.weight, chunk, ignored, batch.dtype)
-    kept = factor
-    if batch.keep is not None:
-        keep = pixels_of(batch.keep, chunk)
-        kept = keep.to(batch.dtype) if factor is None else factor * keep
-    scores = load(batch.logits, chunk, dtype=batch.dtype, buffer=buffer)
-    at_label = index.unsqueeze(1)
-    for _ in range(2):
-        e = _centred(scores, batch, at_label, buffer)
-        label_score = e.gather(1, at_label).squeeze(1)
-        if ignored is not None:
-            label_score.masked_fill_(ignored, 0.0)  # a loss of infinity would not vanish by a factor of 0
-        shifted = e if log_mass is None else e.clone()
-        e.exp_()
-        label_e = label_score.exp()
-        e.scatter_(1, at_label, torch.zeros((), dtype=batch.dtype).expand(at_label.shape))
-        others = _over_classes(e)
-        total = others + label_e
-        part = _Softmax(e, label_score, label_e, others, total, index, bucket, factor, kept)
-        mass = None if log_mass is None else _mass(shifted, label_score + part.loss, kept)
-        if ignored is None or _is_finite(total) and (mass is None or _is_finite(mass)):
-            break
-        # NaN or inf under an ignored label, where a factor of 0 does not help: once more without these
-        scores = _load_again(batch, chunk, ignored)
-    if log_mass is not None:
-        log_mass[chunk.images] += mass
-    return part
+@dataclass(eq=False)
+class _Mined:
+    """Hard-example mining over a read: a threshold is taken at once, and taken back if it keeps too few."""
+
+    rule: HardExamples
+    pixels: Pixels
+    losses: Tensor  # [N, rows, columns]
+    mask: Tensor  # bool, the same
+    was_right: bool = False  # whether what `take` returned was the final mask
+
+    @classmethod
+    def start(cls, rule: HardExamples, pixels: Pixels) -> _Mined:
+        shape = pixels.labels.shape
+        return cls(rule, pixels, torch.empty(shape, dtype=pixels.dtype), torch.empty(shape, dtype=torch.bool))
+
+    @property
+    def _by_threshold(self) -> bool:
+        return self.rule.threshold is not None and self.rule.threshold < 1 and not self.rule.per_class
+
+    def take(self, chunk: Chunk, part: Exponentials) -> Tensor:
+        """Store a chunk's losses, and return what its pixels count in the pixel terms, `[B, p]`."""
+        place = self.losses[chunk.images, chunk.rows, chunk.columns]
+        place.copy_(part.loss.view(place.shape))
+        if not self._by_threshold:
+            return torch.zeros_like(part.loss)
+        hard = part.loss > self.rule.cut  # never where ignored: there the loss is 0
+        self.mask[chunk.images, chunk.rows, chunk.columns] = hard.view(place.shape)
+        kept = hard.to(part.loss.dtype)
+        return kept if part.weight is None else kept * part.weight
+
+    def finish(self, num_valid: Tensor) -> Tensor:
+        """Return the final mask, `[N, rows, columns]`."""
+        if self._by_threshold and self.losses.numel() and not self.losses.max().isnan():
+            self.was_right = bool(self.mask.count_nonzero() >= self.rule.least(num_valid.long()))
+        if not self.was_right:
+            self.mask = self.rule(self.losses, self.pixels.labels, num_buckets=self.pixels.num_classes)
+        return self.mask
 
 
-def _centred(scores: Tensor, batch: _Batch, at_label: Tensor, buffer: Tensor) -> Tensor:
-    """Return scale · (z + shift − margin at the label) less its maximum, in the buffer."""
-    e = shaped(buffer, scores.shape)
-    if batch.shift is not None:
-        scores = torch.add(scores, batch.shift, out=e)
-    if batch.margin is not None:
-        scores = e.copy_(scores) if scores is not e else e
-        scores.scatter_add_(1, at_label, -batch.margin[at_label])
-    if batch.scale != 1:
-        scores = torch.mul(scores, batch.scale, out=e)
-    return torch.sub(scores, scores.amax(1, keepdim=True), out=e)
+def _counts(counts: Tensor, pixels: Pixels, kept: Tensor | None) -> Tensor:
+    """Return pixels and kept pixels of each class, or the sums of their weights, `[2, N, C]`."""
+    labels, num_classes = pixels.labels.flatten(1), pixels.num_classes
+    weight = None if pixels.weight is None else pixels.weight.flatten(1)
+    if weight is not None:
+        counts = count(labels, num_buckets=num_classes, weight=weight)
+    if kept is None:
+        return torch.stack((counts, counts))
+    buckets = torch.where(kept.flatten(1), labels, num_classes)
+    return torch.stack((counts, count(buckets, num_buckets=num_classes, weight=weight)))
 
 
-def _load_again(batch: _Batch, chunk: Chunk, ignored: Tensor) -> Tensor:
-    part = batch.logits[chunk.images, :, chunk.rows, chunk.columns].flatten(2).to(batch.dtype)
-    return part.masked_fill(ignored.unsqueeze(1), 0.0)
+def _value(kind: str, part: Exponentials, kept: Tensor | None, gamma: tuple[float, ...]) -> Tensor:
+    """Return what a kind of sum adds up, `[B, p]`; anything where ignored, for the bucket of these is dropped."""
+    if kind in MINED:
+        value = part.loss if kind == "cross_entropy" else focal_power(part.q, gamma, part.bucket).mul_(part.loss)
+        return value if kept is None else value * kept
+    value = part.p if kind == "p" else part.p.square()
+    return value if part.weight is None else value * part.weight
 
 
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.sum().isfinite())
+def _add_by_label(sums: Tensor, bucket: Tensor, values: Sequence[Tensor]) -> None:
+    """Add K values `[B, p]` to `[K, B, C + 1]` in the bucket of each pixel."""
+    if not values:
+        return
+    exact = torch.empty(len(values), *bucket.shape, dtype=torch.float64)
+    for row, value in zip(exact, values, strict=True):
+        row.copy_(value)
+    sums.scatter_add_(2, bucket.expand(exact.shape), exact)
 
 
-def _factor(weight: Tensor | None, chunk: Chunk, ignored: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if weight is None:
-        return None if ignored is None else (~ignored).to(dtype)
-    factor = pixels_of(weight, chunk).to(dtype)
-    return factor if ignored is None else factor.masked_fill(ignored, 0.0)
-
-
-def _over_classes(values: Tensor) -> Tensor:
-    """Sum `[B, C, p]` over the classes, as a product: the fastest way there is in plain torch."""
-    ones = torch.ones((), dtype=values.dtype).expand(len(values), 1, values.shape[1])
-    return torch.matmul(ones, values).squeeze(1)
-
-
-def _over_pixels(values: Tensor, factor: Tensor) -> Tensor:
-    """Return Σ_i factor_i values_ci, `[B, C]`."""
-    return torch.matmul(values, factor.unsqueeze(2)).squeeze(2)
-
-
-def _mass(shifted: Tensor, log_total: Tensor, kept: Tensor | None) -> Tensor:
-    """Return Σ_i k_i (log Σ_j e^{x_ij} − x_ic), `[B, C]`."""
-    kept = torch.ones_like(log_total) if kept is None else kept
-    return (log_total * kept).sum(1, keepdim=True).double() - _over_pixels(shifted, kept)
-
-
-def _by_label(kind: str, part: _Softmax, loss: Tensor, gamma: tuple[float, ...], *, mined: bool) -> Tensor:
-    """Return the values `[B, p]` that a kind of sum adds up by label; those that mining decides on come later."""
-    if kind in ("cross_entropy", "focal"):
-        if mined:
-            return torch.zeros_like(loss)
-        value = loss if kind == "cross_entropy" else focal_power(part.q, gamma, part.index) * loss
-        return value if part.kept is None else value * part.kept
-    value = part.p if kind == "label" else part.p.square()
-    return value if part.factor is None else value * part.factor
-
-
-def focal_power(q: Tensor, gamma: tuple[float, ...], index: Tensor) -> Tensor:
-    """Return q^γ, with γ by the class of each pixel where there are several."""
-    if len(gamma) > 1:
-        return q.pow(torch.tensor(gamma, dtype=q.dtype)[index])
-    return q.square() if gamma[0] == 2 else q.pow(gamma[0])
-
-
-def _add_probabilities(sums: Mapping[str, Tensor], part: _Softmax, chunk: Chunk) -> None:
-    """Add the probabilities of the classes that are not the label. Squares e in place where squares are wanted."""
-    inverse = 1 / part.total
-    factor = inverse if part.factor is None else inverse * part.factor
+def _add_others(sums: Mapping[str, Tensor], part: Exponentials, chunk: Chunk) -> None:
+    """Add the probabilities of the classes that are not the label. Squares e where squares are wanted."""
+    weight = part.inverse if part.weight is None else part.inverse * part.weight
     if "probability" in sums:
-        sums["probability"][chunk.images] += _over_pixels(part.e, factor)
+        sums["probability"][chunk.images] += over_pixels(part.e, weight)
     if "squared_probability" in sums:
-        sums["squared_probability"][chunk.images] += _over_pixels(part.e.square_(), factor * inverse)
+        sums["squared_probability"][chunk.images] += over_pixels(part.e.square_(), weight * part.inverse)
 
 
 def _add_mined(
-    by_label: Tensor,
-    kinds: list[str],
-    losses: Tensor,
-    labels: Tensor,
-    mask: Tensor,
-    *,
-    batch: _Batch,
-    request: Request,
+    sums: Tensor, kinds: list[str], losses: Tensor, mask: Tensor, pixels: Pixels, gamma: tuple[float, ...]
 ) -> None:
-    """Add the sums over the pixels that mining keeps, from the loss of each: q = 1 − e^{−ℓ}."""
-    num_classes = batch.logits.shape[1]
-    weight = None if batch.weight is None else batch.weight.flatten(1)
-    step = max(ELEMENTS_OF_PIXELS // max(len(losses), 1), 1)
+    """Put the sums over the pixels that mining keeps, from the loss of each (q = 1 − e^{−ℓ}), in place of those there."""
+    losses, mask, labels = losses.flatten(1), mask.flatten(1), pixels.labels.flatten(1)
+    weight = None if pixels.weight is None else pixels.weight.flatten(1)
+    for row, kind in enumerate(kinds):
+        if kind in MINED:
+            sums[row].zero_()
+    step = max(TILE_PIXELS // max(len(losses), 1), 1)
     for start in range(0, losses.shape[1], step):
         tile = slice(start, start + step)
-        bucket = labels[:, tile].long().masked_fill(~mask[:, tile], num_classes)
+        bucket = torch.where(mask[:, tile], labels[:, tile], pixels.num_classes).long()
         for row, kind in enumerate(kinds):
-            if kind not in ("cross_entropy", "focal"):
+            if kind not in MINED:
                 continue
             value = losses[:, tile]
             if kind == "focal":
-                index = bucket.clamp(max=num_classes - 1)
-                value = focal_power(-torch.expm1(-value), request.gamma, index) * value
-            value = value if weight is None else torch.where(bucket < num_classes, value * weight[:, tile], 0.0)
-            by_label[row].scatter_add_(1, bucket, value.double())
+                value = focal_power(torch.expm1(-value).neg_(), gamma, bucket).mul_(value)
+            value = value if weight is None else value * weight[:, tile]
+            _add_by_label(sums[row : row + 1], bucket, [value])
 
 
-ELEMENTS_OF_PIXELS = 2**16
-
-
-def _add_log_mass(log_mass: Tensor, batch: _Batch, losses: Tensor, mask: Tensor, buffer: Tensor) -> None:
-    """Add Σ_i k_i (ℓ_i + x_iy − x_ic) over the kept pixels: a second read of the logits, without exponentials."""
-    keep = mask.view(batch.labels.shape)
-    for chunk in batch.chunks():
-        kept = pixels_of(keep, chunk).to(batch.dtype)
-        kept = kept if batch.weight is None else torch.where(kept > 0, kept * pixels_of(batch.weight, chunk), 0.0)
-        bucket = pixels_of(batch.labels, chunk).long()
-        dropped = kept == 0
-        at_label = bucket.masked_fill(dropped, 0).unsqueeze(1)
-        scores = load(batch.logits, chunk, dtype=batch.dtype, buffer=buffer)
-        e = _centred(scores.masked_fill(dropped.unsqueeze(1), 0.0), batch, at_label, buffer)
-        label_score = e.gather(1, at_label).squeeze(1)
-        loss = pixels_of(losses, chunk).masked_fill(dropped, 0.0)
-        log_mass[chunk.images] += _mass(e, loss + label_score, kept.to(batch.dtype))
+def _add_log_mass(log_mass: Tensor, losses: Tensor, mask: Tensor, pixels: Pixels, buffer: Tensor) -> None:
+    """Add Σ_i k_i (ℓ_i + x_iy − x_ic) over the mined pixels: a second read of the logits, without exponentials."""
+    for chunk in pixels.chunks():
+        keep = pixels_of(mask, chunk)
+        bucket = torch.where(keep, pixels_of(pixels.labels, chunk), pixels.num_classes).long()
+        shape = (len(bucket), pixels.num_classes + 1, bucket.shape[1])
+        rows = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+        scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=rows[:, :-1])
+        scores = shifted(pixels, scores.masked_fill(~keep.unsqueeze(1), 0.0), rows, bucket)
+        weight = None if pixels.weight is None else pixels_of(pixels.weight, chunk)
+        log_mass[chunk.images] += mass(scores, pixels_of(losses, chunk), bucket, weight)
 
 
 def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> Tensor:
     """Return the gradient of the logits, in their type and layout, given that of each sum: float64 `[N, C]`.
 
-    A sum whose gradient is zero costs nothing.
+    A sum whose gradient is not given costs nothing.
     """
-    batch = _Batch.prepare(inputs, request)
-    result = torch.empty_like(inputs.logits)
+    result = empty_like(inputs.logits)
     if not grads:
         return result.zero_()
+    pixels = Pixels.prepare(inputs, request)
     # scale · z is what the softmax sees; the last column is what ignored pixels get
-    slopes = {
-        name: torch.nn.functional.pad(grad * request.scale, (0, 1)).to(batch.dtype) for name, grad in grads.items()
-    }
-    rows = few_rows(result)
-    if rows.shape != batch.logits.shape:
-        rows = result
-    buffer, spare = buffer_for(batch.logits, batch.dtype), None
-    for chunk in batch.chunks():
-        part = _softmax(batch, chunk, buffer)
+    slopes = {name: pad(grad * request.scale, (0, 1)).to(pixels.dtype) for name, grad in grads.items()}
+    rows = few_rows(result) if pixels.logits.shape != inputs.logits.shape else result
+    buffer, spare = pixels.buffer(), None
+    for chunk in pixels.chunks():
+        part = read(pixels, chunk, buffer)
         local = {name: slope[chunk.images] for name, slope in slopes.items()}
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
-        if place.dtype == batch.dtype and place.stride(-1) == 1 and place.shape[-2] == 1:
+        if is_plain(place, pixels.dtype):
             _gradient(part, local, request.gamma, out=place[:, :, 0])
             continue
         spare = torch.empty_like(buffer) if spare is None else spare
-        out = shaped(spare, part.e.shape)
+        out = spare[: part.e.numel()].view(part.e.shape)
         _gradient(part, local, request.gamma, out=out)
         place.copy_(out.view(place.shape))
     return result
 
 
-def _gradient(part: _Softmax, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], *, out: Tensor) -> None:
+def _gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], *, out: Tensor) -> None:
     """Write dz `[B, C, p]`: for the other classes p_c times a coefficient, for the label a value of its own.
 
-    dz = s (p − δ_y) + p ∘ (g − ⟨p, g⟩) + k [(ΣG_log) p − G_log], with g and s as below.
+    dz = s (p − δ_y) + p ∘ f (g − ⟨p, g⟩) + k [(ΣG_log) p − G_log], in which f is what a pixel counts, k the same for
+    the pixel terms, g_c = G_prob[c] + G_inter[c] [c=y] + 2 G_sq[c] p_c and s as in `_pixel_slope`.
     """
-    inverse = 1 / part.total
-    p, q = part.p, part.q
-    of_pixel = _pixel_slope(part, slopes, gamma, p=p, q=q)
-    coefficient = torch.zeros_like(p) if of_pixel is None else of_pixel
-    at_label = torch.zeros_like(p) if of_pixel is None else -of_pixel * q
     num_classes = part.e.shape[1]
-    first = slopes.get("probability")
-    second = slopes.get("squared_probability")
+    slope = _pixel_slope(part, slopes, gamma)
+    first, second, log = (slopes.get(name) for name in ("probability", "squared_probability", "log_mass"))
+    right = torch.empty(len(part.p), 2, part.p.shape[1], dtype=part.p.dtype)
+    weight, scaled = right.unbind(1)  # f / Σe, and what p_c is multiplied with, / Σe
+    torch.mul(part.inverse, 1.0 if part.weight is None else part.weight, out=weight)
+    at_label = torch.zeros_like(part.q) if slope is None else -slope * part.q
+    coefficient = torch.zeros_like(part.q) if slope is None else slope
     if first is not None or second is not None or "intersection" in slopes:
-        inner = torch.zeros_like(p)  # ⟨p, g⟩
-        label_slope = torch.zeros_like(p)  # g_y
-        if first is not None:
-            inner += torch.matmul(first[:, None, :num_classes], part.e).squeeze(1) * inverse
-            label_slope += first.gather(1, part.bucket)
-        if second is not None:
-            squares = torch.matmul(second[:, None, :num_classes], part.e.square()).squeeze(1)
-            inner += 2 * squares * inverse.square()
-            label_slope += 2 * second.gather(1, part.bucket) * p
-        if "intersection" in slopes:
-            label_slope += slopes["intersection"].gather(1, part.bucket)
-        inner += label_slope * p
-        factor = 1 if part.factor is None else part.factor
-        coefficient -= inner * factor
-        at_label += p * (label_slope - inner) * factor
-    mass = slopes.get("log_mass")
-    if mass is not None:
-        kept = torch.ones_like(p) if part.kept is None else part.kept
-        of_mass = mass.sum(1, keepdim=True) * kept
+        inner, of_label = _inner(part, slopes, weight)
+        coefficient -= inner
+        at_label.addcmul_(part.p, of_label.sub_(inner))
+    if log is not None:
+        kept = (part.bucket < num_classes) * (torch.ones_like(part.p) if part.kept is None else part.kept)
+        of_mass = log.sum(1, keepdim=True) * kept
         coefficient += of_mass
-        at_label += of_mass * p - kept * mass.gather(1, part.bucket)
-    _write(part, out, inverse, coefficient, first=first, second=second)
-    if mass is not None:
-        out.baddbmm_(mass[:, :num_classes, None], kept.unsqueeze(1), alpha=-1)
-    out.scatter_(1, part.index.unsqueeze(1), at_label.unsqueeze(1))
-
-
-def _write(
-    part: _Softmax, out: Tensor, inverse: Tensor, coefficient: Tensor, *, first: Tensor | None, second: Tensor | None
-) -> None:
-    """Write p_c (f (G₁ + 2 G₂ p_c) + coefficient) for the classes that are not the label."""
-    num_classes = part.e.shape[1]
-    weight = inverse if part.factor is None else inverse * part.factor
-    scaled = coefficient * inverse
+        at_label += of_mass * part.p - kept * _at(log, part.bucket)
+    torch.mul(coefficient, part.inverse, out=scaled)
     if first is None:
         torch.mul(part.e, scaled.unsqueeze(1), out=out)
     else:
+        # not straight into out: rows a power of two apart share a place in the cache, and a product writes them at once
         left = torch.stack((first[:, :num_classes], torch.ones_like(first[:, :num_classes])), dim=2)
-        _product(left, torch.stack((weight, scaled), dim=1), out=out)
-        out.mul_(part.e)
+        torch.mul(torch.matmul(left, right), part.e, out=out)
     if second is not None:
-        slope = _product(2 * second[:, :num_classes, None], (weight * inverse).unsqueeze(1))
-        out.add_(slope.mul_(part.e.square()))
+        outer = 2 * second[:, :num_classes, None] * (weight * part.inverse).unsqueeze(1)
+        out.add_(outer.mul_(part.e.square()))
+    if log is not None:
+        out.sub_(log[:, :num_classes, None] * kept.unsqueeze(1))
+    # the bucket of an ignored pixel is no class: its 0 may go to the last one, which has the same
+    out.scatter_(1, part.bucket.clamp(max=num_classes - 1).unsqueeze(1), at_label.unsqueeze(1))
 
 
-def _product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply `[B, C, k]` and `[B, k, p]`; of one image into rows of a larger tensor without a copy."""
-    if out is None or len(left) > 1:
-        return torch.matmul(left, right, out=out) if out is None or out.is_contiguous() else out.copy_(left @ right)
-    torch.mm(left[0], right[0], out=out[0])
-    return out
+def _inner(part: Exponentials, slopes: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f ⟨p, g⟩ and f g_y, `[B, p]`; weight is f / Σe."""
+    num_classes = part.e.shape[1]
+    first, second = slopes.get("probability"), slopes.get("squared_probability")
+    tables = [slopes[name] for name in ("probability", "intersection") if name in slopes]
+    of_label = _at(sum(tables[1:], tables[0]), part.bucket) if tables else torch.zeros_like(part.p)
+    inner = torch.zeros_like(part.p)
+    if first is not None:
+        inner = over_classes(part.e, first[:, :num_classes]).mul_(weight)
+    if second is not None:
+        of_label = of_label + 2 * _at(second, part.bucket) * part.p
+        inner += 2 * over_classes(part.e.square(), second[:, :num_classes]) * weight * part.inverse
+    if part.weight is not None:
+        of_label = of_label * part.weight
+    return inner.addcmul_(of_label, part.p), of_label
 
 
-def _pixel_slope(
-    part: _Softmax, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], *, p: Tensor, q: Tensor
-) -> Tensor | None:
+def _pixel_slope(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...]) -> Tensor | None:
     """Return s = k (G_ce[y] + G_focal[y] q^γ (1 + γ p ℓ/q)), or None without these terms; ℓ/q → 1 as q → 0."""
     slope = None
     if "cross_entropy" in slopes:
-        slope = slopes["cross_entropy"].gather(1, part.bucket)
+        slope = _at(slopes["cross_entropy"], part.bucket)
     if "focal" in slopes:
-        of_focal = slopes["focal"].gather(1, part.bucket) * focal_slope(part.loss, p, q, gamma, part.index)
-        slope = of_focal if slope is None else slope + of_focal
-    if slope is None or part.kept is None:
-        return slope
-    return slope * part.kept
+        of_focal = focal_slope(part.loss, part.p, part.q, gamma, part.bucket)
+        of_focal.mul_(_at(slopes["focal"], part.bucket))
+        slope = of_focal if slope is None else slope.add_(of_focal)
+    return slope if slope is None or part.kept is None else slope.mul_(part.kept)
 
 
-def focal_slope(loss: Tensor, p: Tensor, q: Tensor, gamma: tuple[float, ...], index: Tensor) -> Tensor:
-    """Return q^γ (1 + γ p ℓ/q): what q^γ ℓ changes by with the log-odds, divided by q."""
-    if len(gamma) == 1 and gamma[0] == 2:
-        return q * (q + 2 * p * loss)
-    exponent = torch.tensor(gamma, dtype=q.dtype)[index] if len(gamma) > 1 else gamma[0]
-    ratio = torch.where(q > 0, loss / q, 1.0)
-    return focal_power(q, gamma, index) * (1 + exponent * p * ratio)
+def _at(table: Tensor, bucket: Tensor) -> Tensor:
+    """Return what `[B, C + 1]` holds at the bucket of each pixel, `[B, p]`."""
+    if len(table) == 1:  # twice as fast as gather
+        return table[0].index_select(0, bucket[0]).unsqueeze(0)
+    return table.gather(1, bucket)
