@@ -50,8 +50,8 @@ class Normalizer:
             images=(pixels > 0).sum(0).double(),
             valid_images=(valid > 0).sum(0).double(),
             num_present=(pixels > 0).any(1).sum().double(),
-            num_images=pixels.new_tensor(float(len(pixels))),
-            num_pixels=pixels.new_tensor(float(sum(sizes))),
+            num_images=pixels.new_full((), float(len(pixels))),
+            num_pixels=pixels.new_full((), float(sum(sizes))),
             num_batches=len(windows),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
@@ -91,7 +92,7 @@ class BoundaryOwnTerm(PixelQuotientTerm):
         """Return the valid pixels `[1]` of the window; with sigmoid the mean over the classes."""
         if self.activation == "softmax":
             return super().window(normalizer)
-        return normalizer.valid[list(self.classes)].mean().unsqueeze(0)
+        return torch.stack([normalizer.valid[c] for c in self.classes]).mean().unsqueeze(0)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class PixelTerm:
     def value(self, statistics: Tensor, weights: ClassWeights) -> Tensor:
         """Return the mean."""
         loss, pixels = statistics.unbind()
-        return pixel_mean(loss, pixels, weights=weights, reduction=self.reduction) / self.divisor
+        mean = pixel_mean(loss, pixels, weights=weights, reduction=self.reduction)
+        return mean if self.divisor == 1 else mean / self.divisor
 
     @property
     def _share(self) -> float:

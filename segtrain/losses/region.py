@@ -117,7 +117,8 @@ class OverlapTerm:
         """Return loss and weight in the mean of each class (of each image), float64 `[..., C]` both."""
         loss = overlap_loss(intersection, mass, pixels, alpha=self.alpha, beta=self.beta, smooth=self.smooth)
         if self.exponents != (1.0,):
-            loss = powered(loss, loss.new_tensor(self.exponents))
+            exponents = torch.tensor(self.exponents, dtype=loss.dtype)
+            loss = powered(loss, exponents.to(loss.device, non_blocking=True))  # no wait for the device
         costs = {"skip": pixels > 0, "zero": pixels > 0, "count": valid > 0}.get(self.absent_classes, pixels >= 0)
         counted = costs if self.absent_classes in ("skip", "count") else torch.ones_like(costs)
         # A product with 0, not a selection: an absent class stays in the graph, with a zero gradient.

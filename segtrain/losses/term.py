@@ -115,5 +115,6 @@ def part_of_window(
     """Return a term's value; with a normalizer this batch's part of the window's, of `num_batches`."""
     counts = None if normalizer is None else term.window(normalizer)
     if counts is None:
-        return term.value(statistics, weights) / num_batches
+        value = term.value(statistics, weights)
+        return value if num_batches == 1 else value / num_batches
     return term.value(torch.cat([statistics[: -len(counts)], counts]), weights)
