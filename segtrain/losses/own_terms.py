@@ -10,8 +10,10 @@ from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.boundary import boundary
+from segtrain.losses.cl_dice import cl_dice, cl_dice_value
 from segtrain.losses.distillation import distillation
 from segtrain.losses.lovasz import lovasz
+from segtrain.losses.region import BATCH
 from segtrain.losses.term import Activation, ClassWeights, Inputs, divide
 
 
@@ -118,3 +120,48 @@ class DistillationOwnTerm(PixelQuotientTerm):
     def window(self, normalizer: Normalizer) -> Tensor | None:
         """Return the valid pixels `[1]` of the window; with sigmoid the pairs."""
         return super().window(normalizer) if self.activation == "softmax" else normalizer.valid.sum().unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class ClDiceOwnTerm:
+    """Soft clDice of `classes`: statistics `[5, K]`, per image `[2]`."""
+
+    classes: tuple[int, ...]
+    iterations: int
+    smooth: float
+    per: Literal["batch", "image"]
+    activation: Activation
+    apart = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the statistics."""
+        return (5, len(self.classes)) if self.per == "batch" else (2,)
+
+    @property
+    def inexact(self) -> str | None:
+        """An overlap of a whole window is no sum over its micro-batches."""
+        return BATCH if self.per == "batch" else None
+
+    def own_statistics(self, inputs: Inputs) -> Tensor:
+        """Return the sums over skeletons and masks; per image the summed losses and the number of pairs."""
+        return cl_dice(
+            inputs.logits,
+            inputs.target,
+            ignore_index=inputs.ignore_index,
+            classes=self.classes,
+            iterations=self.iterations,
+            smooth=self.smooth,
+            per=self.per,
+            activation=self.activation,
+        )
+
+    def window(self, normalizer: Normalizer) -> Tensor | None:
+        """Return the number of (image, class) pairs `[1]` of the window, None per batch."""
+        if self.per == "batch":
+            return None
+        return torch.stack([normalizer.images[c] for c in self.classes]).sum().unsqueeze(0)
+
+    def value(self, statistics: Tensor, weights: ClassWeights) -> Tensor:
+        """Return the loss; class weights play no part in it."""
+        return cl_dice_value(statistics, smooth=self.smooth)

@@ -8,8 +8,7 @@ from typing import Any
 
 from segtrain.config import loss_terms as schema
 from segtrain.config.loss import LossConfig
-from segtrain.errors import ConfigError
-from segtrain.losses.own_terms import BoundaryOwnTerm, DistillationOwnTerm, LovaszOwnTerm
+from segtrain.losses.own_terms import BoundaryOwnTerm, ClDiceOwnTerm, DistillationOwnTerm, LovaszOwnTerm
 from segtrain.losses.per_class import class_numbers, in_class_order
 from segtrain.losses.pixel import BalancedCrossEntropyTerm, PixelTerm
 from segtrain.losses.region import GeneralizedDiceTerm, OverlapTerm
@@ -122,8 +121,14 @@ def _distillation(term: schema.DistillationTerm, setting: Setting) -> Distillati
     return DistillationOwnTerm(temperature=term.temperature, activation=setting.config.activation)
 
 
-def _not_yet(term: schema.TermConfig, setting: Setting) -> AnyTerm:
-    raise ConfigError(f"loss.terms: {term.name} cannot be computed by this version yet.")
+def _cl_dice(term: schema.ClDiceTerm, setting: Setting) -> ClDiceOwnTerm:
+    return ClDiceOwnTerm(
+        classes=setting.numbers(term.classes, key="classes of cl_dice"),
+        iterations=term.iterations,
+        smooth=term.smooth,
+        per=term.per,
+        activation=setting.config.activation,
+    )
 
 
 TERMS: dict[str, Callable[[Any, Setting], AnyTerm]] = {
@@ -137,7 +142,7 @@ TERMS: dict[str, Callable[[Any, Setting], AnyTerm]] = {
     "generalized_dice": _generalized_dice,
     "lovasz": _lovasz,
     "boundary": _boundary,
-    "cl_dice": _not_yet,
+    "cl_dice": _cl_dice,
     "distillation": _distillation,
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from segtrain.errors import ConfigError
 from segtrain.losses import SegmentationLoss, build_loss
 from segtrain.losses.boundary import boundary
+from segtrain.losses.cl_dice import cl_dice, cl_dice_value
 from segtrain.losses.distillation import distillation
 from segtrain.losses.lovasz import lovasz
 
@@ -20,6 +21,7 @@ DISTILLATION = {"name": "distillation", "teacher": "runs/teacher", "temperature"
 TERMS: list[dict[str, Any]] = [
     {"name": "lovasz", "per": "image"},
     {"name": "boundary", "classes": ["b", 3]},
+    {"name": "cl_dice", "classes": ["c", "d"], "iterations": 2, "per": "image"},
     DISTILLATION,
 ]
 
@@ -41,7 +43,7 @@ def window(make_batch: MakeBatch) -> tuple[Tensor, Tensor, Tensor]:
 def test_they_are_what_their_functions_give(window: tuple[Tensor, ...], activation: Any) -> None:
     logits, target, teacher = window
     loss = loss_of("cross_entropy", *TERMS, activation=activation)
-    assert loss.num_reads == 4
+    assert loss.num_reads == 5
     assert loss.needs_teacher
     assert loss.distance_classes == (1, 3)
     if activation == "sigmoid":
@@ -51,6 +53,7 @@ def test_they_are_what_their_functions_give(window: tuple[Tensor, ...], activati
     pairs = {
         "lovasz": lovasz(logits, target, per="image", activation=activation),
         "boundary": boundary(logits, target, classes=(1, 3), activation=activation),
+        "cl_dice": cl_dice(logits, target, classes=(2, 3), iterations=2, per="image", activation=activation),
         "distillation": distillation(logits, teacher, target, temperature=3.0, activation=activation),
     }
     for label, (top, bottom) in pairs.items():
@@ -75,6 +78,20 @@ def test_micro_batches_add_up(window: tuple[Tensor, ...], activation: str, weigh
     torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-12, atol=0)
     (summed,) = torch.autograd.grad(torch.stack(parts).sum(), logits)
     torch.testing.assert_close(summed, torch.autograd.grad(whole, logits)[0], rtol=1e-8, atol=1e-14)
+
+
+def test_batch_overlaps_of_skeletons_are_exact_with_the_rest_of_the_window(window: tuple[Tensor, ...]) -> None:
+    logits, target, _ = window
+    loss = loss_of({"name": "cl_dice", "classes": ["c", "d"]})
+    whole = loss(logits, target)
+    expected = cl_dice_value(cl_dice(logits, target, classes=(2, 3)))
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=0)
+    assert (
+        loss.inexact_under_accumulation == "cl_dice: overlaps are taken within each micro-batch (per: image is exact)"
+    )
+    assert loss.inexact_with_rest is None
+    rest = loss.statistics(logits[2:], target[2:]).detach()
+    torch.testing.assert_close(loss(logits[:2], target[:2], rest=rest), whole, rtol=1e-12, atol=0)
 
 
 def test_a_sort_over_the_batch_says_that_it_stays_within_it() -> None:
