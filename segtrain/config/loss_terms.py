@@ -170,7 +170,10 @@ class ClDiceTerm(Term):
 
 
 class DistillationTerm(Term):
-    """Knowledge distillation (Hinton 2015): the softened KL divergence from a teacher, on the valid pixels."""
+    """Knowledge distillation (Hinton 2015): the softened KL divergence from a teacher, on the valid pixels.
+
+    val/loss, which is measured against the labels, leaves it out.
+    """
 
     name: Literal["distillation"]
     teacher: str = Field(min_length=1, description="folder of a run, or a checkpoint file")

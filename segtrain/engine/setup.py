@@ -38,7 +38,7 @@ from segtrain.engine.folder import changed_settings, find_resume, make_run_folde
 from segtrain.engine.monitor import check_metric_name, check_val_classes
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.state import Schedule, TrainState
-from segtrain.engine.teacher import check_sight, load_teacher
+from segtrain.engine.teacher import check_sight, load_teacher, size_note
 from segtrain.engine.validation_images import ValidationImages, choose_samples
 from segtrain.errors import ConfigError
 from segtrain.losses import SegmentationLoss, build_loss, resolve_auto
@@ -71,9 +71,9 @@ def prepare(
     if loss is None:
         config = _resolve_loss(config, data.frequencies, console)
         loss = _build_loss(config, data.frequencies, console)
-    data = data.with_maps(config, getattr(loss, "distance_classes", None), given=train_data is not None)
     training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
     check_accumulation(config, training_loss)
+    data = data.with_maps(config, getattr(loss, "distance_classes", None), given=train_data is not None)
     if teacher is not None:
         check_sight(teacher, data.train[0, 0]["image"].to(device))
     torch.manual_seed(config.seed)
@@ -236,14 +236,15 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     num_images = run.sampler.batch_size * schedule.accumulate
     length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
+    if run.teacher is not None:
+        say(console, f"teacher: {run.teacher.path}")
     for note in (
         activation_note(_loss_section(config, cast(nn.Module, run.loss))),
         accumulation_note(config, run.loss),
+        None if run.teacher is None else size_note(run.teacher, config),
     ):
-        if note:
+        if note is not None:
             say(console, f"note: {note}")
-    if run.teacher is not None:
-        say(console, f"teacher: {run.teacher.path}")
     if payload is None:
         return
     say(console, f"going on from step {run.state.step} of {schedule.total_steps}")

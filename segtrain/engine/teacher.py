@@ -22,7 +22,8 @@ class Teacher:
     """A model in evaluation mode, without gradients, and how it wants its images.
 
     model: normalised floats [N, C, H, W] -> logits [N, K, H, W]. normalize: images as stored -> normalised floats, as
-    the teacher was trained on them. precision, channels_last: of the run that is being trained.
+    the teacher was trained on them. input_size: that its images were resized to. precision, channels_last: of the run
+    that is being trained.
     """
 
     path: Path
@@ -86,11 +87,26 @@ def _check(teacher: LoadedRun, config: Config, *, where: str) -> None:
             f"{where}: {teacher.path} tells other classes apart than data.classes does ({differ}): a teacher needs the "
             "same classes in the same order"
         )
+    student, learnt = config.loss, teacher.config.loss
+    if student != "auto" and learnt != "auto" and student.activation != learnt.activation:
+        raise ConfigError(
+            f"{where}: {teacher.path} was trained with loss.activation: {learnt.activation}, and its logits do not "
+            f"mean what those of {student.activation} do: train both with one activation"
+        )
     if teacher.config.model.in_channels != config.model.in_channels:
         raise ConfigError(
             f"{where}: {teacher.path} takes images of {teacher.config.model.in_channels} channels, and "
             f"model.in_channels is {config.model.in_channels}"
         )
+
+
+def size_note(teacher: Teacher, config: Config) -> str | None:
+    """Return in a line that the teacher sees images of another scale than it was trained on, None where it does not."""
+    if teacher.input_size == config.data.input_size:
+        return None
+    sizes = (teacher.input_size, config.data.input_size)
+    was, now = ("their stored size" if size is None else f"{size[0]}x{size[1]}" for size in sizes)
+    return f"the teacher was trained on images of {was} (data.input_size), and sees those of this run, of {now}"
 
 
 def check_sight(teacher: Teacher, image: Tensor) -> None:

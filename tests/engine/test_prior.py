@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 
 from segtrain.cli.main import main
 from segtrain.config import Config
 from segtrain.config.schema import TileConfig
 from segtrain.data import ClassFrequencies, scan_frequencies
+from segtrain.engine import train
 from segtrain.engine.checkpoint import describe_run, save_checkpoint
 from segtrain.engine.evaluate import evaluate
 from segtrain.engine.predict import Predictor
@@ -74,6 +77,15 @@ def test_the_reported_loss_is_that_of_the_logits_as_they_are(
     assert found[0].loss == found[1].loss
     assert not torch.equal(found[0].confusion.matrix, found[1].confusion.matrix)
     assert [one.prior_tau for one in found] == [None, TAU]
+
+
+def test_training_evaluates_with_it(tiny_config: Callable[..., Config], tiny_net: type[nn.Module]) -> None:
+    found = []
+    for name, section in (("plain", {}), ("adjusted", {"prior_tau": 5.0})):
+        config = tiny_config(name=name, evaluate=section, optimizer={"name": "sgd", "lr": 1e-9})
+        found.append(train(config, model=tiny_net(), console=Console(file=io.StringIO())).evaluation)
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-4)
+    assert not torch.equal(found[0].confusion.matrix, found[1].confusion.matrix)
 
 
 def test_it_needs_the_frequencies(tiny_config: Callable[..., Config], tiny_net: type[nn.Module]) -> None:

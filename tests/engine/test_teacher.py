@@ -184,6 +184,23 @@ def test_a_run_is_not_its_own_teacher(tiny_config: MakeConfig) -> None:
         load_teacher(config, own, device=CPU)
 
 
+def test_a_teacher_of_the_other_activation_is_refused(
+    tiny_config: MakeConfig, save_teacher: Callable[..., Path]
+) -> None:
+    folder = save_teacher(loss={"terms": [{"name": "dice"}], "activation": "sigmoid"})
+    config = tiny_config(loss=distil(folder))
+    with pytest.raises(ConfigError, match=r"loss\.activation: sigmoid"):
+        load_teacher(config, config.loss, device=CPU)  # type: ignore[arg-type]
+
+
+def test_another_scale_of_images_is_told(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], save_teacher: Callable[..., Path]
+) -> None:
+    folder = save_teacher(data={"input_size": [48, 64]})
+    _, text = run(tiny_config(loss=distil(folder), train={"steps": 1}), tiny_net())
+    assert "note: the teacher was trained on images of 48x64 (data.input_size), and sees" in text
+
+
 def test_what_the_teacher_cannot_see_is_refused(tiny_config: MakeConfig, save_teacher: Callable[..., Path]) -> None:
     config = tiny_config(loss=distil(save_teacher()))
     teacher = load_teacher(config, config.loss, device=CPU)  # type: ignore[arg-type]
