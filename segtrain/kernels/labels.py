@@ -60,12 +60,15 @@ def count_checked(target: Tensor, *, num_classes: int, ignore_index: int) -> Ten
             check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
             labels = to_buckets(labels, num_classes=num_classes, ignore_index=ignore_index)
             ignore_index = num_classes
-    length = max(num_classes, ignore_index) + 1
+    in_table = 0 <= ignore_index < LARGEST_TABLE  # elsewhere no pixel is ignored: all labels are in the table
+    length = max(num_classes, ignore_index if in_table else 0) + 1
     rows = []
     for row in labels:
         counts = torch.bincount(row, minlength=length)
-        ignored = counts[ignore_index].clone()
-        counts[ignore_index] = 0
+        ignored = counts.new_zeros(())
+        if in_table:
+            ignored = counts[ignore_index].clone()
+            counts[ignore_index] = 0
         if counts[num_classes:].any():
             check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
         rows.append(torch.cat((counts[:num_classes], ignored.view(1))))

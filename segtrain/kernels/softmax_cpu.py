@@ -48,7 +48,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     mined = None if request.rule is None else _Mined.start(request.rule, pixels)
     buffer = pixels.buffer()
     for chunk in pixels.chunks() if request.wanted or mined is not None else ():
-        part = read(pixels, chunk, buffer, sums.get("log_mass") if mined is None else None)
+        part = read(pixels, chunk, pixels.in_buffer(buffer, chunk), sums.get("log_mass") if mined is None else None)
         kept = part.kept if mined is None else mined.take(chunk, part)
         _add_by_label(by_label[:, chunk.images], part.bucket, [_value(kind, part, kept, request.gamma) for kind in kinds])
         _add_others(sums, part, chunk)
@@ -173,13 +173,12 @@ def _add_log_mass(log_mass: Tensor, losses: Tensor, mask: Tensor, pixels: Pixels
     """Add Σ_i k_i (ℓ_i + x_iy − x_ic) over the mined pixels: a second read of the logits, without exponentials."""
     for chunk in pixels.chunks():
         keep = pixels_of(mask, chunk)
-        bucket = torch.where(keep, pixels_of(pixels.labels, chunk), pixels.num_classes).long()
-        shape = (len(bucket), pixels.num_classes + 1, bucket.shape[1])
-        rows = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-        scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=rows[:, :-1])
-        scores = shifted(pixels, scores.masked_fill(~keep.unsqueeze(1), 0.0), rows, bucket)
+        labels = torch.where(keep, pixels_of(pixels.labels, chunk), pixels.num_classes)
+        e = pixels.in_buffer(buffer, chunk)
+        scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=e).masked_fill(~keep.unsqueeze(1), 0.0)
+        scores = shifted(pixels, scores, labels, out=e)
         weight = None if pixels.weight is None else pixels_of(pixels.weight, chunk)
-        log_mass[chunk.images] += mass(scores, pixels_of(losses, chunk), bucket, weight)
+        log_mass[chunk.images] += mass(scores, pixels_of(losses, chunk), labels, weight)
 
 
 def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> Tensor:
@@ -194,23 +193,22 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
     # scale · z is what the softmax sees; the last column is what ignored pixels get
     slopes = {name: pad(grad * request.scale, (0, 1)).to(pixels.dtype) for name, grad in grads.items()}
     rows = few_rows(result) if pixels.logits.shape != inputs.logits.shape else result
-    buffer, spare = pixels.buffer(), None
+    buffer: Tensor | None = None
     for chunk in pixels.chunks():
-        part = read(pixels, chunk, buffer)
         local = {name: slope[chunk.images] for name, slope in slopes.items()}
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
-        if is_plain(place, pixels.dtype):
-            _gradient(part, local, request.gamma, out=place[:, :, 0])
+        if is_plain(place, pixels.dtype):  # the exponentials stand where the gradient will be
+            _turn_into_gradient(read(pixels, chunk, place[:, :, 0]), local, request.gamma)
             continue
-        spare = torch.empty_like(buffer) if spare is None else spare
-        out = spare[: part.e.numel()].view(part.e.shape)
-        _gradient(part, local, request.gamma, out=out)
-        place.copy_(out.view(place.shape))
+        buffer = pixels.buffer() if buffer is None else buffer
+        e = pixels.in_buffer(buffer, chunk)
+        _turn_into_gradient(read(pixels, chunk, e), local, request.gamma)
+        place.copy_(e.view(place.shape))
     return result
 
 
-def _gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], *, out: Tensor) -> None:
-    """Write dz `[B, C, p]`: for the other classes p_c times a coefficient, for the label a value of its own.
+def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...]) -> None:
+    """Put dz in place of e: for the other classes p_c times a coefficient, for the label a value of its own.
 
     dz = s (p − δ_y) + p ∘ f (g − ⟨p, g⟩) + k [(ΣG_log) p − G_log], in which f is what a pixel counts, k the same for
     the pixel terms, g_c = G_prob[c] + G_inter[c] [c=y] + 2 G_sq[c] p_c and s as in `_pixel_slope`.
@@ -233,19 +231,18 @@ def _gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[flo
         coefficient += of_mass
         at_label += of_mass * part.p - kept * _at(log, part.bucket)
     torch.mul(coefficient, part.inverse, out=scaled)
+    squares = None if second is None else part.e.square()
     if first is None:
-        torch.mul(part.e, scaled.unsqueeze(1), out=out)
+        part.e.mul_(scaled.unsqueeze(1))
     else:
-        # not straight into out: rows a power of two apart share a place in the cache, and a product writes them at once
         left = torch.stack((first[:, :num_classes], torch.ones_like(first[:, :num_classes])), dim=2)
-        torch.mul(torch.matmul(left, right), part.e, out=out)
-    if second is not None:
-        outer = 2 * second[:, :num_classes, None] * (weight * part.inverse).unsqueeze(1)
-        out.add_(outer.mul_(part.e.square()))
+        part.e.mul_(torch.matmul(left, right))
+    if second is not None and squares is not None:
+        squares.mul_((weight * part.inverse).unsqueeze(1))
+        part.e.addcmul_(squares, 2 * second[:, :num_classes, None])
     if log is not None:
-        out.sub_(log[:, :num_classes, None] * kept.unsqueeze(1))
-    # the bucket of an ignored pixel is no class: its 0 may go to the last one, which has the same
-    out.scatter_(1, part.bucket.clamp(max=num_classes - 1).unsqueeze(1), at_label.unsqueeze(1))
+        part.e.sub_(log[:, :num_classes, None] * kept.unsqueeze(1))
+    part.e.scatter_(1, part.index.unsqueeze(1), at_label.unsqueeze(1))
 
 
 def _inner(part: Exponentials, slopes: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:

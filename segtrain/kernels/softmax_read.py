@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from segtrain.kernels.chunks import Chunk, chunks, few_rows, load, pixels_of
 from segtrain.kernels.labels import to_buckets
@@ -27,7 +26,7 @@ class Pixels:
     weight: Tensor | None  # [N, rows, columns], 0 where ignored
     keep: Tensor | None  # bool, the same
     shift: Tensor | None  # [C, 1]
-    margin: Tensor | None  # [C + 1]
+    margin: Tensor | None  # [C]
     scale: float
     dtype: torch.dtype
 
@@ -49,7 +48,7 @@ class Pixels:
             weight=weight,
             keep=None if inputs.keep is None else inputs.keep.reshape(shape),
             shift=None if inputs.shift is None else inputs.shift.to(dtype).view(-1, 1),
-            margin=None if inputs.margin is None else pad(inputs.margin.to(dtype), (0, 1)),
+            margin=None if inputs.margin is None else inputs.margin.to(dtype),
             scale=request.scale,
             dtype=dtype,
         )
@@ -63,13 +62,23 @@ class Pixels:
         """Cut the pixels into chunks."""
         return chunks(*self.logits.shape)
 
+    def shape(self, chunk: Chunk) -> tuple[int, int, int]:
+        """Return B, C and p of a chunk."""
+        pixels = _length(chunk.rows) * _length(chunk.columns)
+        return _length(chunk.images), self.num_classes, pixels
+
+    def in_buffer(self, buffer: Tensor, chunk: Chunk) -> Tensor:
+        """Return the start of a flat buffer as `[B, C, p]` of a chunk."""
+        images, classes, pixels = self.shape(chunk)
+        return buffer[: images * classes * pixels].view(images, classes, pixels)
+
     def buffer(self) -> Tensor:
-        """Return a flat buffer for the largest chunk with a row of zeros beside its classes."""
+        """Return a flat buffer for the largest chunk."""
         first = next(self.chunks(), None)
         size = 0
         if first is not None:
-            size = (self.num_classes + 1) * _length(first.images) * _length(first.rows) * _length(first.columns)
-        return torch.zeros(size, dtype=self.dtype)
+            size = self.num_classes * _length(first.images) * _length(first.rows) * _length(first.columns)
+        return torch.empty(size, dtype=self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +95,7 @@ class Exponentials:
     q: Tensor
     odds: Tensor  # q / p_y
     bucket: Tensor  # int64, the label, C where ignored
+    index: Tensor  # int64, the label, any class where ignored
     weight: Tensor | None  # of the pixel; None for 1
     kept: Tensor | None  # the same, 0 where mining leaves the pixel out
     known_loss: Tensor | None = None
@@ -96,54 +106,52 @@ class Exponentials:
         return torch.log1p(self.odds) if self.known_loss is None else self.known_loss
 
 
-def read(pixels: Pixels, chunk: Chunk, buffer: Tensor, log_mass: Tensor | None = None) -> Exponentials:
-    """Take the exponentials of a chunk; add to `log_mass` `[N, C]` on the way, where the scores are still at hand.
+def read(pixels: Pixels, chunk: Chunk, e: Tensor, log_mass: Tensor | None = None) -> Exponentials:
+    """Take the exponentials of a chunk into e `[B, C, p]`; add to `log_mass` `[N, C]` while the scores are at hand.
 
     Scores of common size need no maximum taken from them: of each pixel, the sums of e^z are looked at, and only a
     chunk in which one leaves the safe range is done again with care.
     """
-    bucket = pixels_of(pixels.labels, chunk).long()
-    size = (len(bucket), pixels.num_classes + 1, bucket.shape[1])
-    rows = buffer[: size[0] * size[1] * size[2]].view(size)
-    scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=rows[:, :-1]), rows, bucket)
-    before = scores.clone(memory_format=torch.contiguous_format) if log_mass is not None else None
-    part = _fast(pixels, chunk, scores, rows, bucket)
+    labels = pixels_of(pixels.labels, chunk)
+    scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=e), labels, out=e)
+    before = _copy(scores) if log_mass is not None else None
+    part = _fast(pixels, chunk, scores, labels, out=e)
     if part is None and pixels.any_ignored:
         # perhaps only because of what stands under an ignored label, which must not matter
-        scores = _without_ignored(pixels, chunk, rows, bucket)
-        before = scores.clone(memory_format=torch.contiguous_format) if log_mass is not None else None
-        part = _fast(pixels, chunk, scores, rows, bucket)
+        scores = _without_ignored(pixels, chunk, labels, out=e)
+        before = _copy(scores) if log_mass is not None else None
+        part = _fast(pixels, chunk, scores, labels, out=e)
     if part is None:
-        scores = _without_ignored(pixels, chunk, rows, bucket)
-        scores = torch.sub(scores, scores.amax(1, keepdim=True), out=rows[:, :-1])
-        before = scores.clone(memory_format=torch.contiguous_format) if log_mass is not None else None
-        part = _careful(pixels, chunk, rows, bucket)
+        scores = _without_ignored(pixels, chunk, labels, out=e)
+        scores = torch.sub(scores, scores.amax(1, keepdim=True), out=e)
+        before = _copy(scores) if log_mass is not None else None
+        part = _careful(pixels, chunk, labels, e)
     if log_mass is not None and before is not None:
-        log_mass[chunk.images] += mass(before, part.loss, bucket, part.kept)
+        log_mass[chunk.images] += mass(before, part.loss, labels, part.kept)
     return part
 
 
-def shifted(pixels: Pixels, scores: Tensor, rows: Tensor, bucket: Tensor) -> Tensor:
-    """Return scale · (z + shift − margin at the label) of scores `[B, C, p]`: as it is, or in `rows` `[B, C + 1, p]`."""
-    e = rows[:, :-1]
+def shifted(pixels: Pixels, scores: Tensor, labels: Tensor, *, out: Tensor) -> Tensor:
+    """Return scale · (z + shift − margin at the label) of scores `[B, C, p]`: as they are, or in `out`."""
     if pixels.shift is not None:
-        scores = torch.add(scores, pixels.shift, out=e)
+        scores = torch.add(scores, pixels.shift, out=out)
     if pixels.margin is not None:
-        e.copy_(scores)
-        rows.scatter_add_(1, bucket.unsqueeze(1), -pixels.margin[bucket].unsqueeze(1))
-        scores = e
-    return scores if pixels.scale == 1 else torch.mul(scores, pixels.scale, out=e)
+        index = labels.clamp(max=pixels.num_classes - 1).long()
+        scores = out.copy_(scores)
+        out.scatter_add_(1, index.unsqueeze(1), -pixels.margin[index].unsqueeze(1))
+    return scores if pixels.scale == 1 else torch.mul(scores, pixels.scale, out=out)
 
 
-def mass(scores: Tensor, loss: Tensor, bucket: Tensor, kept: Tensor | None) -> Tensor:
+def mass(scores: Tensor, loss: Tensor, labels: Tensor, kept: Tensor | None) -> Tensor:
     """Return Σ_i k_i (log Σ_j e^{x_ij} − x_ic), float64 `[B, C]`, of scores x `[B, C, p]`: log Σ is ℓ + x_y."""
     num_classes = scores.shape[1]
-    valid = (bucket < num_classes).to(scores.dtype)
+    valid = _valid(labels, num_classes, scores.dtype)
     kept = valid if kept is None else valid * kept
-    log_total = loss + scores.gather(1, bucket.clamp(max=num_classes - 1).unsqueeze(1)).squeeze(1)
-    if not _is_finite(scores):
-        scores = scores.masked_fill((kept == 0).unsqueeze(1), 0.0).contiguous()
-    return (log_total * kept).nansum(1, keepdim=True, dtype=torch.float64) - over_pixels(scores, kept)
+    if not bool(scores.sum().isfinite()):
+        scores = _copy(scores.masked_fill((kept == 0).unsqueeze(1), 0.0))
+    index = labels.clamp(max=num_classes - 1).long()
+    log_total = loss + scores.gather(1, index.unsqueeze(1)).squeeze(1)
+    return (log_total * kept).sum(1, keepdim=True, dtype=torch.float64) - over_pixels(scores, kept)
 
 
 def over_pixels(values: Tensor, factor: Tensor) -> Tensor:
@@ -160,62 +168,63 @@ def over_classes(values: Tensor, factor: Tensor) -> Tensor:
     return torch.matmul(factor.unsqueeze(1), values).squeeze(1)
 
 
-def _fast(pixels: Pixels, chunk: Chunk, scores: Tensor, rows: Tensor, bucket: Tensor) -> Exponentials | None:
-    """Take the exponentials as they are, of scores `[B, C, p]` (which may be in `rows`); None where that is not safe."""
-    e, at_bucket = rows[:, :-1], bucket.unsqueeze(1)
-    torch.exp(scores, out=e)
-    rows[:, -1] = torch.inf  # the label's exponential of an ignored pixel: 1 / ∞ then does away with it
-    label_e = rows.gather(1, at_bucket).squeeze(1)
-    rows.scatter_(1, at_bucket, torch.zeros((), dtype=rows.dtype).expand(at_bucket.shape))
-    others = over_classes(e, torch.ones_like(rows[:, :-1, 0]))
-    if not _is_safe(pixels, chunk, others, label_e):
+def _fast(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor, *, out: Tensor) -> Exponentials | None:
+    """Take the exponentials of scores `[B, C, p]` (which may be `out`) as they are; None where that is not safe."""
+    index = labels.clamp(max=pixels.num_classes - 1).long()
+    torch.exp(scores, out=out)
+    label_e = out.gather(1, index.unsqueeze(1)).squeeze(1)
+    out.scatter_(1, index.unsqueeze(1), torch.zeros((), dtype=out.dtype).expand(len(index), 1, index.shape[1]))
+    others = over_classes(out, torch.ones_like(out[:, :, 0]))
+    if not _is_safe(others, label_e, num_classes=pixels.num_classes):
         return None
-    odds = others / label_e
+    if pixels.any_ignored:  # the label's exponential becomes ∞ where ignored: 1 / ∞ does away with all the rest
+        label_e.div_(_valid(labels, pixels.num_classes, out.dtype))
+    odds = others.div_(label_e)
     p = (1 + odds).reciprocal_()
     weight, kept = _weights(pixels, chunk)
-    return Exponentials(e, p / label_e, p, odds * p, odds, bucket, weight, kept)
+    return Exponentials(out, p / label_e, p, odds * p, odds, labels.long(), index, weight, kept)
 
 
-def _is_safe(pixels: Pixels, chunk: Chunk, others: Tensor, label_e: Tensor) -> bool:
-    """Whether no sum came near the ends of float32, and nothing is NaN or infinite but what is ignored."""
+def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
+    """Whether no sum came near the ends of float32, and nothing is NaN or infinite."""
     if not label_e.numel():
         return True
-    if not label_e.min() > SAFE:
+    low, high = label_e.aminmax()
+    if not (low > SAFE and high < 1 / SAFE):
         return False
     low, high = others.aminmax()
-    if not (low > SAFE and high < 1 / SAFE) and not (pixels.num_classes == 1 and high == 0):
-        return False
-    if not pixels.any_ignored:
-        return bool(label_e.max() < torch.inf)
-    num_ignored = (pixels_of(pixels.labels, chunk) == pixels.num_classes).sum()
-    return bool((label_e == torch.inf).sum() == num_ignored)
+    return bool(low > SAFE and high < 1 / SAFE) or (num_classes == 1 and bool(high == 0))
 
 
-def _careful(pixels: Pixels, chunk: Chunk, rows: Tensor, bucket: Tensor) -> Exponentials:
-    """Take the exponentials of scores of any size, z − max z, that stand in `rows`."""
-    e, at_label = rows[:, :-1], bucket.clamp(max=pixels.num_classes - 1).unsqueeze(1)
-    ignored = bucket == pixels.num_classes
-    label_score = rows.gather(1, at_label).squeeze(1)
+def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, e: Tensor) -> Exponentials:
+    """Take the exponentials of scores of any size, z − max z, that stand in e."""
+    index, ignored = labels.clamp(max=pixels.num_classes - 1).long(), labels == pixels.num_classes
+    label_score = e.gather(1, index.unsqueeze(1)).squeeze(1)
     e.exp_()
     label_e = label_score.exp()
-    e.scatter_(1, at_label, torch.zeros_like(label_e).unsqueeze(1))
+    e.scatter_(1, index.unsqueeze(1), torch.zeros_like(label_e).unsqueeze(1))
     others = e.sum(1)
     total = others + label_e
     # log(1 + others / e_y) for a likely label; the other form for one whose exponential is all but 0
     loss = torch.where(others < label_e, torch.log1p(others / label_e), total.log() - label_score)
     weight, kept = _weights(pixels, chunk)
     p, q = (label_e / total).masked_fill_(ignored, 1.0), (others / total).masked_fill_(ignored, 0.0)
-    loss.masked_fill_(ignored, 0.0)
     inverse = total.reciprocal().masked_fill_(ignored, 0.0)
-    return Exponentials(e, inverse, p, q, q / p, bucket, weight, kept, known_loss=loss)
+    loss.masked_fill_(ignored, 0.0)
+    return Exponentials(e, inverse, p, q, q / p, labels.long(), index, weight, kept, known_loss=loss)
 
 
-def _without_ignored(pixels: Pixels, chunk: Chunk, rows: Tensor, bucket: Tensor) -> Tensor:
+def _without_ignored(pixels: Pixels, chunk: Chunk, labels: Tensor, *, out: Tensor) -> Tensor:
     """Return the scores of a chunk, all equal where ignored."""
-    scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=rows[:, :-1])
+    scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=out)
     if pixels.any_ignored:
-        scores = scores.masked_fill((bucket == pixels.num_classes).unsqueeze(1), 0.0)
-    return shifted(pixels, scores, rows, bucket)
+        scores = scores.masked_fill((labels == pixels.num_classes).unsqueeze(1), 0.0)
+    return shifted(pixels, scores, labels, out=out)
+
+
+def _valid(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Return 1 for a class and 0 for `num_classes`, in passes that are faster than a comparison."""
+    return (num_classes - labels.to(dtype)).clamp_(0, 1)
 
 
 def _weights(pixels: Pixels, chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
@@ -226,8 +235,8 @@ def _weights(pixels: Pixels, chunk: Chunk) -> tuple[Tensor | None, Tensor | None
     return weight, keep.to(pixels.dtype) if weight is None else weight * keep
 
 
-def _is_finite(values: Tensor) -> bool:
-    return bool(values.sum().isfinite())
+def _copy(values: Tensor) -> Tensor:
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def _length(part: slice) -> int:
