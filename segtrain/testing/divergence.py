@@ -47,9 +47,13 @@ LEGEND = {"requirement": "Requirements", "convention": "Conventions"}
 
 
 def divergence_page() -> str:
-    """Return the Markdown page; takes about half a minute."""
-    found = [(subject, report_of(subject)) for subject in subjects()]
+    """Return the Markdown page; takes about half a minute.
+
+    Raises:
+        ConfigError: MONAI is not installed.
+    """
     named = ", ".join(f"{library} {number}" for library, number in versions().items())
+    found = [(subject, report_of(subject)) for subject in subjects()]
     parts = [HEAD.format(command=COMMAND, versions=named)]
     for kind in ("requirement", "convention"):
         parts += [f"## {LEGEND[kind]}\n"]

@@ -55,8 +55,8 @@ def versions() -> dict[str, str]:
         return {library: version(package).partition("+")[0] for library, package in PACKAGES.items()}
     except ImportError as error:
         raise ConfigError(
-            f"the comparison of losses needs {error.name}, which is not installed: pip install "
-            '"segtrain[test]", or monai alone.'
+            f"the comparison of losses needs {error.name}, which is not installed: pip install {error.name}, or "
+            "segtrain with its test extra."
         ) from error
 
 

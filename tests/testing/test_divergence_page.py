@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 import segtrain
-from segtrain.testing import PROPERTIES
+from segtrain.testing import PROPERTIES, libraries
+from segtrain.testing.__main__ import main
 from segtrain.testing.divergence import COMMAND, divergence_page, verdicts
 from segtrain.testing.libraries import versions
 
@@ -35,6 +37,17 @@ def test_every_property_has_a_row_for_each_library_and_an_explanation(page: str)
 def test_verdicts_are_the_rows_of_marks_and_nothing_measured() -> None:
     page = "| torch | A |\n|---|---|\n| some property | ✓ |\n| other | ✗ |\n| cross entropy | 2.4 |\n- ✗ text: 1\n"
     assert verdicts(page) == ["| some property | ✓ |", "| other | ✗ |"]
+
+
+def test_without_one_of_the_libraries_the_page_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(libraries, "version", missing)
+    assert main() == 2
+    assert "pip install torch" in capsys.readouterr().err
 
 
 @pytest.mark.slow
