@@ -48,7 +48,9 @@ def lovasz(
     out evenly among the pixels of the class and among the others (the mean of "its own first" and "the others
     first"). Both losses are therefore, interval by interval, the same mass times means of errors at most 1/B
     apart, and the masses sum to 1: |loss_B − loss| ≤ 1/B for every class, and for the mean. Its gradient
-    is exact for the value that it gives, as long as no error leaves its interval.
+    is exact for the value that it gives, as long as no error leaves its interval. Counting takes the same time
+    whatever the model predicts; sorting takes less of it at first, when few pixels reach the smallest error, and more
+    later: at 4×19×512×512 on one CPU core 2 to 8 times a cross entropy, where counting takes 4.
 
     Args:
         logits: float `[N, C, H, W]`, any strides; float16 and bfloat16 are computed in float32.
