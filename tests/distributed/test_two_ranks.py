@@ -55,6 +55,8 @@ EXACT = {
     "generalized_dice per image": loss_of({"name": "generalized_dice", "per": "image"}),
     "lovasz per image": loss_of({"name": "lovasz", "per": "image"}),
     "boundary": loss_of(DICE, {"name": "boundary"}),
+    "cl_dice": loss_of({"name": "cl_dice", "classes": [1, 3]}),
+    "cl_dice per image": loss_of({"name": "cl_dice", "per": "image"}),
     "distillation": loss_of(CE, {"name": "distillation", "teacher": "given in code", "temperature": 3.0}),
     "auxiliary heads": loss_of(CE, DICE, auxiliary={"weights": [1.0, 0.4]}),
     "auxiliary heads, small targets": loss_of(CE, DICE, auxiliary={"weights": [1.0, 0.4], "resize": "target"}),
