@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST, SMALLEST = 2**20, 2**16  # elements of a chunk of logits: more calls cost more than the cache gives back
-PARTS = 16  # but no more than this part of the whole: chunks are what is held beside the gradient
+LARGEST, SMALLEST = 2**21, 2**16  # elements of a chunk of logits: more calls cost more than the cache gives back
+PARTS = 12  # but no more than this part of the whole: chunks are what is held beside the gradient
 
 
 class Chunk(NamedTuple):

@@ -116,7 +116,7 @@ def _request(
 
 
 def _backend(request: Request, num_classes: int) -> Any:
-    return binary_cpu if request.sigmoid or num_classes == 2 and "log_mass" not in request.wanted else softmax_cpu
+    return binary_cpu if request.sigmoid or (num_classes == 2 and "log_mass" not in request.wanted) else softmax_cpu
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

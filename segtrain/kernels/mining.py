@@ -36,7 +36,9 @@ class HardExamples:
         """
         if loss.numel() == 0:
             return torch.zeros_like(loss, dtype=torch.bool)
-        mask = self._keep_each(loss, buckets, num_buckets) if self.per_class else self._keep(loss, buckets != num_buckets)
+        mask = (
+            self._keep_each(loss, buckets, num_buckets) if self.per_class else self._keep(loss, buckets != num_buckets)
+        )
         if not loss.is_cuda and not loss.max().isnan():
             return mask
         return mask | (loss.isnan() & (buckets != num_buckets))  # a diverged pixel must show in the loss

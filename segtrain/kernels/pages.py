@@ -7,7 +7,7 @@ import mmap
 import torch
 from torch import Tensor
 
-WORTH_IT = 2**23  # bytes; below it the allocator's own memory is as good
+WORTH_IT = 2**25  # bytes; below it the allocator hands out memory that has been touched before
 
 
 def empty_like(values: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ The notation is that of `Exponentials`; the backward takes the exponentials anew
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +14,10 @@ from torch.nn.functional import pad
 from segtrain.kernels.chunks import Chunk, few_rows, is_plain, load, pixels_of
 from segtrain.kernels.focal import focal_power, focal_slope
 from segtrain.kernels.labels import count, count_checked
-from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.mined import MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
-from segtrain.kernels.softmax_read import Exponentials, Pixels, mass, over_classes, over_pixels, read, shifted
+from segtrain.kernels.softmax_read import Exponentials, Pixels, mass, over_pixels, read, shifted
 
 BY_LABEL = {  # what a sum adds up at the label of each pixel
     "probability": "p",
@@ -44,18 +43,30 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     pixels = Pixels.prepare(inputs, request)
     sums = {name: torch.zeros_like(counts) for name in request.wanted}
     kinds = sorted({BY_LABEL[name] for name in request.wanted if name in BY_LABEL})
-    by_label = torch.zeros(len(kinds), len(counts), num_classes + 1, dtype=torch.float64)
-    mined = None if request.rule is None else _Mined.start(request.rule, pixels)
+    rule = request.rule
+    mined = None if rule is None else MinedRead(rule, pixels.labels.shape, dtype=pixels.dtype)
+    rows = len(kinds) + (mined is not None)  # the last one counts what is mined
+    by_label = torch.zeros(rows, len(counts), num_classes + 1, dtype=torch.float64)
     buffer = pixels.buffer()
     for chunk in pixels.chunks() if request.wanted or mined is not None else ():
-        part = read(pixels, chunk, pixels.in_buffer(buffer, chunk), sums.get("log_mass") if mined is None else None)
-        kept = part.kept if mined is None else mined.take(chunk, part)
-        _add_by_label(by_label[:, chunk.images], part.bucket, [_value(kind, part, kept, request.gamma) for kind in kinds])
+        part = read(
+            pixels, chunk, pixels.in_buffer(buffer, chunk), log_mass=sums.get("log_mass") if mined is None else None
+        )
+        kept = part.kept
+        if mined is not None:
+            kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss)
+            kept = kept if part.weight is None else kept * part.weight
+        values = [_value(kind, part, kept, request.gamma) for kind in kinds]
+        if mined is not None and kept is not None:
+            values.append(kept)
+        _add_by_label(by_label[:, chunk.images], part.bucket, values)
         _add_others(sums, part, chunk)
+    pixel_counts = _counts(counts, pixels, None)
     mask = None
     if mined is not None:
-        mask = mined.finish(counts.sum())
+        mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=num_classes)
         if not mined.was_right:
+            by_label[-1, :, :num_classes] = _counts(counts, pixels, mask)
             _add_mined(by_label, kinds, mined.losses, mask, pixels, request.gamma)
         if "log_mass" in sums:
             _add_log_mass(sums["log_mass"], mined.losses, mask, pixels, buffer)
@@ -63,59 +74,19 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         if name in BY_LABEL:
             sums[name] += by_label[kinds.index(BY_LABEL[name]), :, :num_classes]
     stacked = torch.stack(list(sums.values())) if sums else counts.new_zeros(0, *counts.shape)
-    counts = _counts(counts, pixels, pixels.keep if mask is None else mask)
-    return stacked, counts, torch.empty(0, dtype=torch.bool) if mask is None else mask.view(inputs.target.shape)
-
-
-@dataclass(eq=False)
-class _Mined:
-    """Hard-example mining over a read: a threshold is taken at once, and taken back if it keeps too few."""
-
-    rule: HardExamples
-    pixels: Pixels
-    losses: Tensor  # [N, rows, columns]
-    mask: Tensor  # bool, the same
-    was_right: bool = False  # whether what `take` returned was the final mask
-
-    @classmethod
-    def start(cls, rule: HardExamples, pixels: Pixels) -> _Mined:
-        shape = pixels.labels.shape
-        return cls(rule, pixels, torch.empty(shape, dtype=pixels.dtype), torch.empty(shape, dtype=torch.bool))
-
-    @property
-    def _by_threshold(self) -> bool:
-        return self.rule.threshold is not None and self.rule.threshold < 1 and not self.rule.per_class
-
-    def take(self, chunk: Chunk, part: Exponentials) -> Tensor:
-        """Store a chunk's losses, and return what its pixels count in the pixel terms, `[B, p]`."""
-        place = self.losses[chunk.images, chunk.rows, chunk.columns]
-        place.copy_(part.loss.view(place.shape))
-        if not self._by_threshold:
-            return torch.zeros_like(part.loss)
-        hard = part.loss > self.rule.cut  # never where ignored: there the loss is 0
-        self.mask[chunk.images, chunk.rows, chunk.columns] = hard.view(place.shape)
-        kept = hard.to(part.loss.dtype)
-        return kept if part.weight is None else kept * part.weight
-
-    def finish(self, num_valid: Tensor) -> Tensor:
-        """Return the final mask, `[N, rows, columns]`."""
-        if self._by_threshold and self.losses.numel() and not self.losses.max().isnan():
-            self.was_right = bool(self.mask.count_nonzero() >= self.rule.least(num_valid.long()))
-        if not self.was_right:
-            self.mask = self.rule(self.losses, self.pixels.labels, num_buckets=self.pixels.num_classes)
-        return self.mask
+    kept_counts = _counts(counts, pixels, pixels.keep) if mined is None else by_label[-1, :, :num_classes]
+    mask = torch.empty(0, dtype=torch.bool) if mask is None else mask.view(inputs.target.shape)
+    return stacked, torch.stack((pixel_counts, kept_counts)), mask
 
 
 def _counts(counts: Tensor, pixels: Pixels, kept: Tensor | None) -> Tensor:
-    """Return pixels and kept pixels of each class, or the sums of their weights, `[2, N, C]`."""
-    labels, num_classes = pixels.labels.flatten(1), pixels.num_classes
+    """Return the pixels of each class that are kept, or the sums of their weights, `[N, C]`; `counts` are of all."""
+    if kept is None and pixels.weight is None:
+        return counts
+    labels = pixels.labels.flatten(1)
+    buckets = labels if kept is None else torch.where(kept.flatten(1), labels, pixels.num_classes)
     weight = None if pixels.weight is None else pixels.weight.flatten(1)
-    if weight is not None:
-        counts = count(labels, num_buckets=num_classes, weight=weight)
-    if kept is None:
-        return torch.stack((counts, counts))
-    buckets = torch.where(kept.flatten(1), labels, num_classes)
-    return torch.stack((counts, count(buckets, num_buckets=num_classes, weight=weight)))
+    return count(buckets, num_buckets=pixels.num_classes, weight=weight)
 
 
 def _value(kind: str, part: Exponentials, kept: Tensor | None, gamma: tuple[float, ...]) -> Tensor:
@@ -149,7 +120,7 @@ def _add_others(sums: Mapping[str, Tensor], part: Exponentials, chunk: Chunk) ->
 def _add_mined(
     sums: Tensor, kinds: list[str], losses: Tensor, mask: Tensor, pixels: Pixels, gamma: tuple[float, ...]
 ) -> None:
-    """Put the sums over the pixels that mining keeps, from the loss of each (q = 1 − e^{−ℓ}), in place of those there."""
+    """Replace the sums by those over the pixels that mining keeps, from the loss of each: q = 1 − e^{−ℓ}."""
     losses, mask, labels = losses.flatten(1), mask.flatten(1), pixels.labels.flatten(1)
     weight = None if pixels.weight is None else pixels.weight.flatten(1)
     for row, kind in enumerate(kinds):
@@ -196,13 +167,14 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
     buffer: Tensor | None = None
     for chunk in pixels.chunks():
         local = {name: slope[chunk.images] for name, slope in slopes.items()}
+        of_mass = local["probability"][:, :-1] if "probability" in local else None
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
         if is_plain(place, pixels.dtype):  # the exponentials stand where the gradient will be
-            _turn_into_gradient(read(pixels, chunk, place[:, :, 0]), local, request.gamma)
+            _turn_into_gradient(read(pixels, chunk, place[:, :, 0], slopes=of_mass), local, request.gamma)
             continue
         buffer = pixels.buffer() if buffer is None else buffer
         e = pixels.in_buffer(buffer, chunk)
-        _turn_into_gradient(read(pixels, chunk, e), local, request.gamma)
+        _turn_into_gradient(read(pixels, chunk, e, slopes=of_mass), local, request.gamma)
         place.copy_(e.view(place.shape))
     return result
 
@@ -248,15 +220,16 @@ def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma:
 def _inner(part: Exponentials, slopes: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return f ⟨p, g⟩ and f g_y, `[B, p]`; weight is f / Σe."""
     num_classes = part.e.shape[1]
-    first, second = slopes.get("probability"), slopes.get("squared_probability")
+    second = slopes.get("squared_probability")
     tables = [slopes[name] for name in ("probability", "intersection") if name in slopes]
     of_label = _at(sum(tables[1:], tables[0]), part.bucket) if tables else torch.zeros_like(part.p)
     inner = torch.zeros_like(part.p)
-    if first is not None:
-        inner = over_classes(part.e, first[:, :num_classes]).mul_(weight)
+    if part.weighted is not None:
+        inner = part.weighted * weight
     if second is not None:
         of_label = of_label + 2 * _at(second, part.bucket) * part.p
-        inner += 2 * over_classes(part.e.square(), second[:, :num_classes]) * weight * part.inverse
+        squares = torch.matmul(second[:, None, :num_classes], part.e.square()).squeeze(1)
+        inner += 2 * squares * weight * part.inverse
     if part.weight is not None:
         of_label = of_label * part.weight
     return inner.addcmul_(of_label, part.p), of_label

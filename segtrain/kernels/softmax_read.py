@@ -98,6 +98,7 @@ class Exponentials:
     index: Tensor  # int64, the label, any class where ignored
     weight: Tensor | None  # of the pixel; None for 1
     kept: Tensor | None  # the same, 0 where mining leaves the pixel out
+    weighted: Tensor | None = None  # Σ_{j≠y} slopes_j e_j, where slopes were given
     known_loss: Tensor | None = None
 
     @cached_property
@@ -106,8 +107,12 @@ class Exponentials:
         return torch.log1p(self.odds) if self.known_loss is None else self.known_loss
 
 
-def read(pixels: Pixels, chunk: Chunk, e: Tensor, log_mass: Tensor | None = None) -> Exponentials:
+def read(
+    pixels: Pixels, chunk: Chunk, e: Tensor, *, slopes: Tensor | None = None, log_mass: Tensor | None = None
+) -> Exponentials:
     """Take the exponentials of a chunk into e `[B, C, p]`; add to `log_mass` `[N, C]` while the scores are at hand.
+
+    slopes `[B, C]` are what e is summed over the classes with, beside a plain sum.
 
     Scores of common size need no maximum taken from them: of each pixel, the sums of e^z are looked at, and only a
     chunk in which one leaves the safe range is done again with care.
@@ -115,17 +120,17 @@ def read(pixels: Pixels, chunk: Chunk, e: Tensor, log_mass: Tensor | None = None
     labels = pixels_of(pixels.labels, chunk)
     scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=e), labels, out=e)
     before = _copy(scores) if log_mass is not None else None
-    part = _fast(pixels, chunk, scores, labels, out=e)
+    part = _fast(pixels, chunk, scores, labels, slopes, out=e)
     if part is None and pixels.any_ignored:
         # perhaps only because of what stands under an ignored label, which must not matter
         scores = _without_ignored(pixels, chunk, labels, out=e)
         before = _copy(scores) if log_mass is not None else None
-        part = _fast(pixels, chunk, scores, labels, out=e)
+        part = _fast(pixels, chunk, scores, labels, slopes, out=e)
     if part is None:
         scores = _without_ignored(pixels, chunk, labels, out=e)
         scores = torch.sub(scores, scores.amax(1, keepdim=True), out=e)
         before = _copy(scores) if log_mass is not None else None
-        part = _careful(pixels, chunk, labels, e)
+        part = _careful(pixels, chunk, labels, slopes, e)
     if log_mass is not None and before is not None:
         log_mass[chunk.images] += mass(before, part.loss, labels, part.kept)
     return part
@@ -161,20 +166,23 @@ def over_pixels(values: Tensor, factor: Tensor) -> Tensor:
     return torch.matmul(values, factor.unsqueeze(2)).squeeze(2)
 
 
-def over_classes(values: Tensor, factor: Tensor) -> Tensor:
-    """Return Σ_c factor_c values_ci, `[B, p]`, from `[B, C, p]` and `[B, C]`: faster than a sum."""
-    if len(values) == 1:
-        return torch.mv(values[0].t(), factor[0]).unsqueeze(0)
-    return torch.matmul(factor.unsqueeze(1), values).squeeze(1)
+def _over_classes(values: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Sum `[B, C, p]` over the classes, and the same times slopes `[B, C]`, as one product: `[B, p]` each."""
+    ones = torch.ones_like(values[:, :, 0])
+    left = torch.stack((ones,) if slopes is None else (ones, slopes), dim=1)
+    sums = torch.mm(left[0], values[0]).unsqueeze(0) if len(values) == 1 else torch.matmul(left, values)
+    return sums[:, 0], None if slopes is None else sums[:, 1]
 
 
-def _fast(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor, *, out: Tensor) -> Exponentials | None:
+def _fast(
+    pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor, slopes: Tensor | None, *, out: Tensor
+) -> Exponentials | None:
     """Take the exponentials of scores `[B, C, p]` (which may be `out`) as they are; None where that is not safe."""
     index = labels.clamp(max=pixels.num_classes - 1).long()
     torch.exp(scores, out=out)
     label_e = out.gather(1, index.unsqueeze(1)).squeeze(1)
     out.scatter_(1, index.unsqueeze(1), torch.zeros((), dtype=out.dtype).expand(len(index), 1, index.shape[1]))
-    others = over_classes(out, torch.ones_like(out[:, :, 0]))
+    others, weighted = _over_classes(out, slopes)
     if not _is_safe(others, label_e, num_classes=pixels.num_classes):
         return None
     if pixels.any_ignored:  # the label's exponential becomes ∞ where ignored: 1 / ∞ does away with all the rest
@@ -182,7 +190,7 @@ def _fast(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor, *, out: 
     odds = others.div_(label_e)
     p = (1 + odds).reciprocal_()
     weight, kept = _weights(pixels, chunk)
-    return Exponentials(out, p / label_e, p, odds * p, odds, labels.long(), index, weight, kept)
+    return Exponentials(out, p / label_e, p, odds * p, odds, labels.long(), index, weight, kept, weighted)
 
 
 def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
@@ -196,14 +204,14 @@ def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
     return bool(low > SAFE and high < 1 / SAFE) or (num_classes == 1 and bool(high == 0))
 
 
-def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, e: Tensor) -> Exponentials:
+def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, slopes: Tensor | None, e: Tensor) -> Exponentials:
     """Take the exponentials of scores of any size, z − max z, that stand in e."""
     index, ignored = labels.clamp(max=pixels.num_classes - 1).long(), labels == pixels.num_classes
     label_score = e.gather(1, index.unsqueeze(1)).squeeze(1)
     e.exp_()
     label_e = label_score.exp()
     e.scatter_(1, index.unsqueeze(1), torch.zeros_like(label_e).unsqueeze(1))
-    others = e.sum(1)
+    others, weighted = _over_classes(e, slopes)
     total = others + label_e
     # log(1 + others / e_y) for a likely label; the other form for one whose exponential is all but 0
     loss = torch.where(others < label_e, torch.log1p(others / label_e), total.log() - label_score)
@@ -211,7 +219,7 @@ def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, e: Tensor) -> Exponen
     p, q = (label_e / total).masked_fill_(ignored, 1.0), (others / total).masked_fill_(ignored, 0.0)
     inverse = total.reciprocal().masked_fill_(ignored, 0.0)
     loss.masked_fill_(ignored, 0.0)
-    return Exponentials(e, inverse, p, q, q / p, labels.long(), index, weight, kept, known_loss=loss)
+    return Exponentials(e, inverse, p, q, q / p, labels.long(), index, weight, kept, weighted, loss)
 
 
 def _without_ignored(pixels: Pixels, chunk: Chunk, labels: Tensor, *, out: Tensor) -> Tensor:

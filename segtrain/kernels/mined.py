@@ -1,0 +1,45 @@
+"""Hard-example mining over a read in chunks: a threshold is taken at once, and taken back if it keeps too few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from segtrain.kernels.mining import HardExamples
+
+
+class MinedRead:
+    """Collects the loss of each pixel and the mask of what is kept.
+
+    Attributes:
+        losses: float, −log p_y of each pixel, 0 where ignored.
+        mask: bool, the same shape; final after `finish`.
+        was_right: after `finish`, whether what `take` returned was the final mask.
+    """
+
+    def __init__(self, rule: HardExamples, shape: torch.Size, *, dtype: torch.dtype) -> None:
+        self.rule = rule
+        self.losses = torch.empty(shape, dtype=dtype)
+        self.mask = torch.empty(shape, dtype=torch.bool)
+        self.was_right = False
+        self._at_once = rule.threshold is not None and rule.threshold < 1 and not rule.per_class
+
+    def take(self, where: tuple[slice, ...], loss: Tensor) -> Tensor:
+        """Store the losses of a chunk; return 1.0 for what a threshold keeps of it, in their shape."""
+        place = self.losses[where]
+        place.copy_(loss.view(place.shape))
+        if not self._at_once:
+            return torch.zeros_like(loss)
+        hard = loss > self.rule.cut
+        self.mask[where] = hard.view(place.shape)
+        return hard.to(loss.dtype)
+
+    def finish(self, num_valid: Tensor, buckets: Callable[[], Tensor], *, num_buckets: int) -> Tensor:
+        """Return the final mask; `buckets` as the rule takes them, in the shape of `losses`."""
+        if self._at_once and self.losses.numel() and not self.losses.max().isnan():
+            self.was_right = bool(self.mask.count_nonzero() >= self.rule.least(num_valid.long()))
+        if not self.was_right:
+            self.mask = self.rule(self.losses, buckets(), num_buckets=num_buckets)
+        return self.mask
