@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from segtrain.config.loss_terms import PIXEL_TERMS, RegionTerm, TermConfig
+from segtrain.config.per_class import class_numbers, in_class_order
 from segtrain.config.sections import NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -179,6 +180,17 @@ class LossConfig(Section):
                     "target: set auxiliary.resize: logits"
                 )
         return self
+
+    def check_classes(self, names: tuple[str, ...]) -> None:
+        """Raise ValueError where values by class, or classes chosen, do not fit the classes of the data."""
+        classes: dict[str, Any] = {"num_classes": len(names), "class_names": names}
+        if self.class_weights.weights is not None:
+            in_class_order(self.class_weights.weights, key="loss.class_weights.weights", what="weight", **classes)
+        for term in self.terms:
+            gamma = getattr(term, "gamma", None)
+            if isinstance(gamma, tuple | dict):
+                in_class_order(gamma, key=f"loss.terms: gamma of {term.name}", what="value", **classes)
+            class_numbers(getattr(term, "classes", None), key=f"loss.terms: classes of {term.name}", **classes)
 
     @model_validator(mode="after")
     def _preset_decides(self) -> LossConfig:

@@ -268,6 +268,8 @@ class Config(Section):
                 f"{self.model.in_channels}: give data.normalize.mean and std one value per channel"
             )
         loss = None if self.loss == "auto" else self.loss
+        if loss is not None:
+            loss.check_classes(names)
         if self.evaluate.prior_tau is not None and loss is not None and loss.activation == "sigmoid":
             raise ValueError(
                 "evaluate.prior_tau adjusts classes that exclude each other, and loss.activation: sigmoid learns each "

@@ -57,6 +57,17 @@ def test_every_wrong_value_is_told_with_its_key_and_line(training_file: Callable
         ("{terms: [{name: balanced_cross_entropy}]}", "set activation: sigmoid"),
         ("{terms: [{name: dice}], like: torch}", "like: torch has cross_entropy, and no dice"),
         ("{terms: [{name: dice, label: total}]}", "'total' is the key of the sum"),
+        (
+            "{terms: [{name: focal, gamma: {backgroun: 1.0, crack: 2.0}}]}",
+            "gamma of focal: unknown class 'backgroun' .did you mean 'background'",
+        ),
+        ("{terms: [{name: focal_tversky, gamma: [1.0]}]}", "holds 1 values, expected one for each of the 2 classes"),
+        ("{terms: [{name: boundary, classes: [crak]}]}", "'crak' is not among the 2 classes .did you mean 'crack'"),
+        ("{terms: [{name: cl_dice, classes: [2]}]}", "2 is not among the 2 classes"),
+        (
+            "{terms: [{name: focal}], class_weights: {scheme: manual, weights: [1.0]}}",
+            "class_weights.weights holds 1 weights, expected one for each of the 2 classes",
+        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused(training_file: Callable[..., str], section: str, words: str) -> None:

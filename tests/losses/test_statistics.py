@@ -128,3 +128,13 @@ def test_a_normalizer_and_a_rest_together_are_refused(window: tuple[Tensor, Tens
     loss = loss_of()
     with pytest.raises(ValueError, match="not both"):
         loss(*window, normalizer=loss.normalizer([window[1]]), rest=loss.statistics(*window).detach())
+
+
+def test_the_loss_compiles_as_one_graph(make_batch: MakeBatch) -> None:
+    logits, target = make_batch(dtype=torch.float32)
+    section = {"terms": [{"name": "cross_entropy"}, {"name": "focal"}, {"name": "dice"}], "ohem": {"threshold": 0.7}}
+    loss = build_loss(section, num_classes=4)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    value, expected = compiled(logits, target), loss(logits, target)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(expected, logits)[0])
