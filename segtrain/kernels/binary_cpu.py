@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from segtrain.kernels.binary_read import Odds, Pairs, read
 from segtrain.kernels.chunks import Chunk, few_rows
-from segtrain.kernels.labels import count_checked
+from segtrain.kernels.labels import check_labels
 from segtrain.kernels.mined import MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
@@ -38,7 +38,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         DataError: a label out of range.
     """
-    count_checked(inputs.target, num_classes=2, ignore_index=request.ignore_index)
+    check_labels(inputs.target, num_classes=2, ignore_index=request.ignore_index)
     pairs = Pairs.prepare(inputs, request)
     images, groups = pairs.target.shape[:2]
     kinds = tuple(sorted({kind for name in request.wanted for kind in KINDS[name]}))
@@ -102,8 +102,9 @@ def _add(
     for kind, value in zip(kinds, values, strict=True):
         factor = kept if kind in MINED else part.weight
         sums[kind][chunk.images] += _by_label(part, value if factor is None else value * factor)
-    for name, factor in (("count", part.weight), ("kept", kept)):
-        sums[name][chunk.images] += part.is_label.sum(3) if factor is None else _by_label(part, factor)
+    count = part.is_label.sum(3) if part.weight is None else _by_label(part, part.weight)
+    sums["count"][chunk.images] += count
+    sums["kept"][chunk.images] += count if kept is part.weight else _by_label(part, kept)
 
 
 def _add_mined(sums: Mapping[str, Tensor], kinds: tuple[str, ...], mined: MinedRead, pairs: Pairs) -> None:

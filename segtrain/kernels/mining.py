@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 DEFAULT_MIN_KEPT = 0.05
+WORTH_A_HISTOGRAM = 2**15  # values; fewer are ranked at once
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,20 @@ def _kth_largest(values: Tensor, k: Tensor) -> Tensor:
     """Return the k-th largest of the values (the largest at k = 0), without a sync on CUDA."""
     if values.is_cuda:
         return values.sort(descending=True).values.gather(0, (k - 1).clamp(min=0).view(1))
-    return values.kthvalue(values.numel() + 1 - max(int(k), 1)).values
+    rank = max(int(k), 1)
+    if values.numel() >= WORTH_A_HISTOGRAM:
+        values, rank = _around(values, rank)
+    return values.kthvalue(values.numel() + 1 - rank).values
+
+
+def _around(values: Tensor, rank: int) -> tuple[Tensor, int]:
+    """Return the values that share their leading bits with the one of this rank from the top, and its rank in them.
+
+    The bits of floats that are not negative rise with their values; the others here are all −∞.
+    """
+    bits = values.view(torch.int32) >> 16 if values.dtype == torch.float32 else values.view(torch.int64) >> 48
+    bits = bits.clamp_(min=0)
+    from_top = torch.bincount(bits).flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, rank))
+    above = int(from_top[place - 1]) if place else 0
+    return values[bits == len(from_top) - 1 - place], rank - above
