@@ -104,7 +104,7 @@ def _add(
         sums[kind][chunk.images] += _by_label(part, value if factor is None else value * factor)
     count = part.is_label.sum(3) if part.weight is None else _by_label(part, part.weight)
     sums["count"][chunk.images] += count
-    sums["kept"][chunk.images] += count if kept is part.weight else _by_label(part, kept)
+    sums["kept"][chunk.images] += count if kept is None or kept is part.weight else _by_label(part, kept)
 
 
 def _add_mined(sums: Mapping[str, Tensor], kinds: tuple[str, ...], mined: MinedRead, pairs: Pairs) -> None:

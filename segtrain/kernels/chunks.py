@@ -50,7 +50,7 @@ def load(values: Tensor, chunk: Chunk, *, dtype: torch.dtype, out: Tensor) -> Te
     part = values[chunk.images, :, chunk.rows, chunk.columns]
     if is_plain(part, dtype):
         return part[:, :, 0]
-    out.unflatten(2, part.shape[2:]).copy_(part)
+    out.view(part.shape).copy_(part)
     return out
 
 

@@ -40,7 +40,8 @@ def class_sums(
     request = _request(wanted, sigmoid, ignore_index, gamma, scale, mining)
     inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
     with torch.autocast(logits.device.type, enabled=False):  # the products inside are sums: they keep their precision
-        return _backend(request, logits.shape[1]).forward(inputs, request)
+        forward = binary_cpu.forward if _is_binary(request, logits.shape[1]) else softmax_cpu.forward
+        return forward(inputs, request)
 
 
 @class_sums.register_fake
@@ -87,7 +88,8 @@ def class_sums_backward(
     grads = {name: row for name, row in zip(names, grad, strict=True) if bool((row != 0).any())}
     inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
     with torch.autocast(logits.device.type, enabled=False):
-        return _backend(request, logits.shape[1]).backward(grads, inputs, request)
+        backward = binary_cpu.backward if _is_binary(request, logits.shape[1]) else softmax_cpu.backward
+        return backward(grads, inputs, request)
 
 
 @class_sums_backward.register_fake
@@ -115,8 +117,8 @@ def _request(
     return Request(names, sigmoid, ignore_index, tuple(gamma), scale, tuple(mining))
 
 
-def _backend(request: Request, num_classes: int) -> Any:
-    return binary_cpu if request.sigmoid or (num_classes == 2 and "log_mass" not in request.wanted) else softmax_cpu
+def _is_binary(request: Request, num_classes: int) -> bool:
+    return request.sigmoid or (num_classes == 2 and "log_mass" not in request.wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,7 +9,6 @@ from torch import Tensor
 from segtrain.kernels.mining import HardExamples
 
 SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal", "log_mass")
-MASKED = ("cross_entropy", "focal", "log_mass")  # what mining leaves pixels out of
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Inputs:
     keep: Tensor | None = None
 
 
-def encode_mining(rule: HardExamples | None) -> Sequence[float]:
+def encode_mining(rule: HardExamples | None) -> tuple[float, ...]:
     """Return `Request.mining` of a rule."""
     if rule is None:
         return ()

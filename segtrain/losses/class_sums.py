@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.labels import check_labels, count, narrow
-from segtrain.kernels.request import SUMS, encode_mining
+from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
 from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
@@ -91,55 +91,46 @@ def class_sums(
         keep = keep.unsqueeze(1) if isinstance(keep, Tensor) else keep
     _check_inputs(logits, target, pixel_weight=pixel_weight, keep=keep, activation=activation)
     _check_settings(logits.shape[1], gamma=gammas, shift=shift, margin=margin, wanted=wanted, activation=activation)
-    settings = {
-        "shift": shift,
-        "margin": margin,
-        "pixel_weight": pixel_weight,
-        "keep": keep,
-        "wanted": tuple(name for name in SUMS if name in wanted),
-        "activation": activation,
-        "ignore_index": ignore_index,
-        "gamma": gammas,
-        "scale": scale,
-    }
-    if logits.is_cuda:
-        return ClassSums(**plain_sums(logits, target, **settings))
-    return ClassSums(**_fused_sums(logits, target, **settings))
-
-
-def _fused_sums(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    shift: Tensor | None,
-    margin: Tensor | None,
-    pixel_weight: Tensor | None,
-    keep: Tensor | HardExamples | None,
-    wanted: tuple[str, ...],
-    activation: Activation,
-    ignore_index: int,
-    gamma: tuple[float, ...],
-    scale: float,
-) -> dict[str, Tensor]:
-    """Return what `plain_sums` does, by the fused operator."""
     rule = keep if isinstance(keep, HardExamples) else None
-    sigmoid = activation == "sigmoid"
-    sums, counts, _ = ops.class_sums(
-        logits,
-        target,
-        shift,
-        margin,
-        None if pixel_weight is None else pixel_weight.detach(),
-        None if rule is not None else keep,
-        [SUMS.index(name) for name in wanted],
-        sigmoid,
-        ignore_index,
-        gamma,
-        scale,
-        encode_mining(rule),
+    request = Request(
+        wanted=tuple(name for name in SUMS if name in wanted),
+        sigmoid=activation == "sigmoid",
+        ignore_index=ignore_index,
+        gamma=gammas,
+        scale=float(scale),
+        mining=encode_mining(rule),
     )
-    names = ("pixels", "negatives", "kept", "kept_negatives") if sigmoid else ("pixels", "kept")
-    names += ops.names_of_sums(wanted, sigmoid=sigmoid)
+    inputs = Inputs(
+        logits=logits,
+        target=target,
+        shift=None if shift is None else shift.detach(),
+        margin=None if margin is None else margin.detach(),
+        pixel_weight=None if pixel_weight is None else pixel_weight.detach(),
+        keep=keep if isinstance(keep, Tensor) else None,
+    )
+    return ClassSums(**(plain_sums if logits.is_cuda else fused_sums)(inputs, request))
+
+
+def fused_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
+    """Return what `plain_sums` does, by the fused operator."""
+    sums, counts, _ = ops.class_sums(
+        inputs.logits,
+        inputs.target,
+        inputs.shift,
+        inputs.margin,
+        inputs.pixel_weight,
+        inputs.keep,
+        [SUMS.index(name) for name in request.wanted],
+        request.sigmoid,
+        request.ignore_index,
+        request.gamma,
+        request.scale,
+        request.mining,
+    )
+    names: tuple[str, ...] = ("pixels", "kept")
+    if request.sigmoid:
+        names = ("pixels", "negatives", "kept", "kept_negatives")
+    names += ops.names_of_sums(request.wanted, sigmoid=request.sigmoid)
     return dict(zip(names, (*counts.unbind(), *sums.unbind()), strict=True))
 
 
