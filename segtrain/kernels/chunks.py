@@ -32,9 +32,9 @@ def chunks(images: int, channels: int, rows: int, columns: int) -> Iterator[Chun
     """Cut `[N, C, rows, columns]` into blocks of about equal size: parts of a row, whole rows, or whole images."""
     elements = min(max(images * channels * rows * columns // PARTS, SMALLEST), LARGEST)
     pixels = max(elements // max(channels, 1), 64)
-    width = min(columns, pixels)
-    height = min(rows, max(pixels // max(width, 1), 1)) if width == columns else 1
-    depth = max(pixels // max(width * height, 1), 1) if (height, width) == (rows, columns) else 1
+    width = max(min(columns, pixels), 1)
+    height = max(min(rows, pixels // width), 1) if width == columns else 1
+    depth = max(pixels // (width * height), 1) if (height, width) == (rows, columns) else 1
     for image in range(0, images, depth):
         for row in range(0, rows, height):
             for column in range(0, columns, width):

@@ -1,0 +1,192 @@
+"""The fused class sums against the plain ones, forward and backward, over every option, layout and size of chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from segtrain.kernels import chunks
+from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
+from segtrain.losses.class_sums import fused_sums
+from segtrain.losses.plain_sums import plain_sums
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "gamma 0": {"gamma": (0.0,)},
+    "gamma 0.5": {"gamma": (0.5,)},
+    "gamma 3": {"gamma": (3.0,)},
+    "gamma by class": {"gamma": "by class"},
+    "shift": {"shift": True},
+    "margin and scale": {"margin": True, "scale": 3.0},
+    "all of them": {"shift": True, "margin": True, "scale": 0.5, "weight": True, "gamma": "by class"},
+    "pixel weight": {"weight": True},
+    "keep": {"keep": True},
+    "threshold": {"rule": HardExamples(threshold=0.5, min_kept=0.1)},
+    "threshold that keeps too few": {"rule": HardExamples(threshold=1e-6, min_kept=0.3), "weight": True},
+    "threshold of all": {"rule": HardExamples(threshold=1.0)},
+    "top k": {"rule": HardExamples(top_k=0.25)},
+    "per class": {"rule": HardExamples(top_k=0.25, per_class=True), "shift": True},
+}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a few hundred elements, so that small images are cut into many."""
+    monkeypatch.setattr(chunks, "SMALLEST", 256)
+
+
+def case(
+    options: dict[str, Any],
+    *,
+    classes: int,
+    sigmoid: bool = False,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 2.0,
+) -> tuple[Inputs, Request]:
+    generator = torch.Generator().manual_seed(classes)
+    size = (3, classes, 9, 70)
+    logits = torch.randn(size, generator=generator, dtype=torch.float64) * scale
+    target = torch.randint(0, 2 if sigmoid else classes, size if sigmoid else (3, 9, 70), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    target[0, ..., :20] = 255
+    gamma = options.get("gamma", (2.0,))
+    if gamma == "by class":
+        gamma = tuple(0.5 * c for c in range(classes))
+
+    def vector(name: str) -> Tensor | None:
+        return torch.randn(classes, generator=generator, dtype=torch.float64) if options.get(name) else None
+
+    wanted = tuple(name for name in SUMS if not (sigmoid and name == "log_mass"))
+    weight = torch.rand(3, 9, 70, generator=generator, dtype=torch.float64) if options.get("weight") else None
+    keep = torch.rand(target.shape, generator=generator) < 0.6 if options.get("keep") else None
+    inputs = Inputs(logits.to(dtype), target.to(torch.uint8), vector("shift"), vector("margin"), weight, keep)
+    rule = encode_mining(options.get("rule"))
+    return inputs, Request(wanted, sigmoid, 255, gamma, options.get("scale", 1.0), rule)
+
+
+def total(sums: dict[str, Tensor]) -> Tensor:
+    """A scalar in which each sum of each image and class has a weight of its own."""
+    values = torch.stack([value for name, value in sorted(sums.items()) if not name.startswith(("pix", "neg", "kept"))])
+    return (values * torch.linspace(-1, 2, values.numel(), dtype=torch.float64).view_as(values)).sum()
+
+
+def gradient(make: Any, inputs: Inputs, request: Request) -> Tensor:
+    leaf = inputs.logits.detach().requires_grad_()
+    values = make(Inputs(leaf, *list(vars(inputs).values())[1:]), request)
+    return torch.autograd.grad(total(values), leaf)[0]
+
+
+def compare(inputs: Inputs, request: Request, *, rtol: float, atol: float) -> None:
+    fused, plain = fused_sums(inputs, request), plain_sums(inputs, request)
+    assert fused.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(
+            fused[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(
+        gradient(fused_sums, inputs, request), gradient(plain_sums, inputs, request), rtol=rtol, atol=atol
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(("classes", "sigmoid"), [(1, False), (2, False), (5, False), (1, True), (3, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_fused_sums_and_gradients_are_the_plain_ones(name: str, classes: int, sigmoid: bool) -> None:
+    inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
+    compare(inputs, request, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.0, 60.0, 3000.0])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_logits_of_any_size_are_summed_right_in_float32(classes: int, sigmoid: bool, scale: float) -> None:
+    inputs, request = case({"gamma": (0.5,)}, classes=classes, sigmoid=sigmoid, dtype=torch.float32, scale=scale)
+    double = Inputs(inputs.logits.double(), inputs.target)
+    fused, plain = fused_sums(inputs, request), plain_sums(double, request)
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-4)
+    grad, exact = gradient(fused_sums, inputs, request), gradient(plain_sums, double, request)
+    torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["as it is", "threshold that keeps too few", "all of them"])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch, name: str, classes: int, sigmoid: bool) -> None:
+    inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
+    whole = gradient(fused_sums, inputs, request)
+    for smallest in (64, 300, 4000):
+        monkeypatch.setattr(chunks, "SMALLEST", smallest)
+        torch.testing.assert_close(gradient(fused_sums, inputs, request), whole, rtol=1e-10, atol=1e-10)
+
+
+def layouts(logits: Tensor) -> Iterator[Tensor]:
+    """The same values in other strides."""
+    yield logits.contiguous(memory_format=torch.channels_last)
+    wide = logits.new_zeros(*logits.shape[:3], logits.shape[3] + 5)
+    wide[..., 2:-3] = logits
+    yield wide[..., 2:-3]
+    yield logits.transpose(2, 3).contiguous().transpose(2, 3)
+    yield logits.flip(1).flip(1)
+    yield torch.stack((logits, logits), dim=2)[:, :, 1]
+
+
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_strides_change_rounding_alone(classes: int, sigmoid: bool) -> None:
+    inputs, request = case({}, classes=classes, sigmoid=sigmoid)
+    expected = gradient(fused_sums, inputs, request)
+    for logits in layouts(inputs.logits):
+        other = Inputs(logits, inputs.target.transpose(-1, -2).contiguous().transpose(-1, -2))
+        torch.testing.assert_close(gradient(fused_sums, other, request), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_has_the_type_and_the_layout_of_the_logits() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        inputs, request = case({}, classes=5, dtype=dtype)
+        logits = inputs.logits.contiguous(memory_format=torch.channels_last)
+        grad = gradient(fused_sums, Inputs(logits, inputs.target), request)
+        assert grad.dtype == dtype
+        assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_but_a_wanted_sum_with_a_gradient_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segtrain.kernels import softmax_cpu
+
+    seen: list[set[str]] = []
+    whole = softmax_cpu.backward
+
+    def backward(grads: dict[str, Tensor], inputs: Inputs, request: Request) -> Tensor:
+        seen.append(set(grads))
+        return whole(grads, inputs, request)
+
+    monkeypatch.setattr(softmax_cpu, "backward", backward)
+    inputs, request = case({}, classes=5)
+    leaf = inputs.logits.requires_grad_()
+    sums = fused_sums(Inputs(leaf, inputs.target), request)
+    torch.autograd.grad(sums["focal"].sum() + 0 * sums["probability"].sum(), leaf)
+    assert seen == [{"focal"}]
+
+
+def test_a_second_derivative_is_refused() -> None:
+    inputs, request = case({}, classes=5)
+    leaf = inputs.logits.requires_grad_()
+    (grad,) = torch.autograd.grad(
+        fused_sums(Inputs(leaf, inputs.target), request)["focal"].sum(), leaf, create_graph=True
+    )
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.sum(), leaf)
+
+
+def test_the_plain_form_has_second_derivatives() -> None:
+    inputs, request = case({}, classes=3)
+    small = Inputs(inputs.logits[:1, :, :2, -2:].clone().requires_grad_(), inputs.target[:1, :2, -2:])
+
+    def focal(logits: Tensor) -> Tensor:
+        return plain_sums(Inputs(logits, small.target), request)["focal"].sum()
+
+    assert torch.autograd.gradgradcheck(focal, (small.logits,))

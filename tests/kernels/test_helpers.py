@@ -1,0 +1,88 @@
+"""What the kernels are made of: chunks, labels, ranks of hard pixels, and memory in large pages."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+import torch
+
+from segtrain.errors import DataError
+from segtrain.kernels import mining, pages
+from segtrain.kernels.chunks import chunks, few_rows
+from segtrain.kernels.labels import check_labels, count_checked, to_buckets
+from segtrain.kernels.mining import HardExamples
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (3, 2, 7, 5), (2, 19, 1, 100_000), (5, 300, 40, 41), (1, 3, 2000, 3), (0, 3, 4, 4), (2, 3, 0, 4)],
+)
+def test_chunks_cover_each_pixel_once(shape: tuple[int, int, int, int]) -> None:
+    images, channels, rows, columns = shape
+    seen = torch.zeros(images, rows, columns, dtype=torch.int64)
+    for chunk in chunks(images, channels, rows, columns):
+        seen[chunk.images, chunk.rows, chunk.columns] += 1
+    assert bool((seen == 1).all())
+
+
+def test_rows_are_joined_where_strides_allow_it_and_only_there() -> None:
+    logits = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    for same in (logits, logits.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(few_rows(same).flatten(2), logits.flatten(2))
+        assert few_rows(same).data_ptr() == same.data_ptr()
+    crop = logits[..., 1:4]
+    assert few_rows(crop).shape == crop.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("ignore_index", [255, 100, 4])
+def test_counts_and_buckets_of_any_integer_type(dtype: torch.dtype, ignore_index: int) -> None:
+    target = torch.tensor([[0, 3, 3, ignore_index], [1, 1, ignore_index, ignore_index]]).to(dtype)
+    counts = count_checked(target, num_classes=4, ignore_index=ignore_index)
+    assert counts.tolist() == [[1, 0, 0, 2, 1], [0, 2, 0, 0, 2]]
+    assert to_buckets(target, num_classes=4, ignore_index=ignore_index).tolist() == [[0, 3, 3, 4], [1, 1, 4, 4]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("wrong", [4, 200, 254])
+def test_a_label_out_of_range_is_found_by_each_check(dtype: torch.dtype, wrong: int) -> None:
+    target = torch.tensor([[0, 3, wrong, 255]]).to(dtype)
+    for check in (check_labels, count_checked):
+        with pytest.raises(DataError, match=rf"{wrong} \(1 pixels\)"):
+            check(target, num_classes=4, ignore_index=255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_k", [1e-5, 0.01, 0.5, 0.999])
+def test_ranks_by_histogram_are_those_by_sorting(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, top_k: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    loss = torch.rand(2, 30_000, generator=generator, dtype=dtype).pow(8)
+    loss[:, ::7] = 0.25  # ties
+    buckets = torch.randint(0, 4, loss.shape, generator=generator)
+    monkeypatch.setattr(mining, "WORTH_A_HISTOGRAM", 1)
+    fast = HardExamples(top_k=top_k)(loss, buckets, num_buckets=3)
+    monkeypatch.setattr(mining, "WORTH_A_HISTOGRAM", 10**9)
+    assert torch.equal(fast, HardExamples(top_k=top_k)(loss, buckets, num_buckets=3))
+
+
+@pytest.mark.parametrize("format_", [torch.contiguous_format, torch.channels_last])
+def test_memory_in_large_pages_is_a_tensor_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, format_: torch.memory_format
+) -> None:
+    monkeypatch.setattr(pages, "WORTH_IT", 1)
+    values = torch.randn(2, 3, 40, 50).contiguous(memory_format=format_)
+    made = pages.empty_like(values)
+    assert (made.shape, made.dtype, made.stride()) == (values.shape, values.dtype, values.stride())
+    made.copy_(values)
+    clone = made.clone()
+    del made
+    assert torch.equal(clone, values)
+
+
+def test_memory_is_plain_where_the_system_has_no_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "WORTH_IT", 1)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert pages.empty_like(torch.zeros(4, 5)).shape == (4, 5)
