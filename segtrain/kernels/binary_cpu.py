@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from segtrain.kernels.binary_read import Odds, Pairs, read
 from segtrain.kernels.chunks import Chunk, few_rows
+from segtrain.kernels.focal import focal_power, focal_slope
 from segtrain.kernels.labels import check_labels
 from segtrain.kernels.mined import MinedRead
 from segtrain.kernels.pages import empty_like
@@ -82,7 +83,7 @@ def _values(pairs: Pairs, part: Odds, loss: Tensor, kinds: tuple[str, ...]) -> l
             case "cross_entropy":
                 values.append(loss)
             case "focal":
-                values.append(_power(q, _exponent(pairs, part)).mul_(loss))
+                values.append(focal_power(q, _exponent(pairs, part)).mul_(loss))
             case "p" | "q":
                 values.append(p if kind == "p" else q)
             case _:
@@ -121,7 +122,7 @@ def _add_mined(sums: Mapping[str, Tensor], kinds: tuple[str, ...], mined: MinedR
         for kind in (kind for kind in kinds if kind in MINED):
             value = loss
             if kind == "focal":
-                value = _power(torch.expm1(-loss).neg_(), _exponent(pairs, part)).mul_(loss)
+                value = focal_power(torch.expm1(-loss).neg_(), _exponent(pairs, part)).mul_(loss)
             sums[kind][chunk.images] += _by_label(part, value * kept)
 
 
@@ -152,10 +153,6 @@ def _exponent(pairs: Pairs, part: Odds) -> float | Tensor:
     if pairs.request.sigmoid:
         return of_classes.view(1, -1, 1)
     return torch.matmul(of_classes.view(1, 1, 1, 2), part.is_label).squeeze(2)
-
-
-def _power(q: Tensor, exponent: float | Tensor) -> Tensor:
-    return q.square() if isinstance(exponent, float) and exponent == 2 else q.pow(exponent)
 
 
 def _of_softmax(sums: Mapping[str, Tensor], name: str) -> Tensor:
@@ -240,11 +237,7 @@ def _gradient(pairs: Pairs, part: Odds, slopes: Mapping[str, Tensor]) -> Tensor:
 
 
 def _focal_slope(pairs: Pairs, part: Odds, p: Tensor, q: Tensor) -> Tensor:
-    """Return q^γ (1 + γ p ℓ/q), the change of q^γ ℓ with d divided by q; ℓ/q → 1 as q → 0."""
-    exponent, loss = _exponent(pairs, part), softplus(part.d, threshold=LINEAR_THRESHOLD)
-    if isinstance(exponent, float) and exponent == 2:
-        return (p * loss).mul_(2).add_(q).mul_(q)
-    return _power(q, exponent) * (1 + exponent * p * torch.where(q > 0, loss / q, 1.0))
+    return focal_slope(softplus(part.d, threshold=LINEAR_THRESHOLD), p, q, _exponent(pairs, part))
 
 
 def _difference(slopes: Mapping[str, Tensor]) -> Tensor | None:

@@ -20,7 +20,10 @@ def empty_like(values: Tensor) -> Tensor:
     num_bytes = result.numel() * result.element_size()
     if num_bytes < WORTH_IT or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty_like(values)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel built without large pages, or no memory left: the allocator has words for that
+        return torch.empty_like(values)
     flat = torch.frombuffer(memory, dtype=values.dtype)
     return flat.as_strided(result.shape, result.stride())

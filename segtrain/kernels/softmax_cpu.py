@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from segtrain.kernels.chunks import Chunk, few_rows, is_plain, load, pixels_of
-from segtrain.kernels.focal import focal_power, focal_slope
+from segtrain.kernels.focal import exponents, focal_power, focal_slope
 from segtrain.kernels.labels import count, count_checked
 from segtrain.kernels.mined import MinedRead
 from segtrain.kernels.pages import empty_like
@@ -48,35 +48,43 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     rows = len(kinds) + (mined is not None)  # the last one counts what is mined
     by_label = torch.zeros(rows, len(counts), num_classes + 1, dtype=torch.float64)
     buffer = pixels.buffer()
+    log_mass = sums.get("log_mass") if mined is None else None
     for chunk in pixels.chunks() if request.wanted or mined is not None else ():
-        part = read(
-            pixels, chunk, pixels.in_buffer(buffer, chunk), log_mass=sums.get("log_mass") if mined is None else None
-        )
-        kept = part.kept
-        if mined is not None:
-            kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss)
-            kept = kept if part.weight is None else kept * part.weight
+        part = read(pixels, chunk, pixels.in_buffer(buffer, chunk), log_mass=log_mass)
+        taken = [] if mined is None else [_take(mined, chunk, part)]
+        kept = taken[0] if taken else part.kept
         values = [_value(kind, part, kept, request.gamma) for kind in kinds]
-        if mined is not None and kept is not None:
-            values.append(kept)
-        _add_by_label(by_label[:, chunk.images], part.bucket, values)
+        _add_by_label(by_label[:, chunk.images], part.bucket, values + taken)
         _add_others(sums, part, chunk)
-    pixel_counts = _counts(counts, pixels, None)
-    mask = None
+    mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
-        mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=num_classes)
-        if not mined.was_right:
-            by_label[-1, :, :num_classes] = _counts(counts, pixels, mask)
-            _add_mined(by_label, kinds, mined.losses, mask, pixels, request.gamma)
+        final = _settle(mined, by_label, kinds, counts, pixels, request.gamma)
         if "log_mass" in sums:
-            _add_log_mass(sums["log_mass"], mined.losses, mask, pixels, buffer)
+            _add_log_mass(sums["log_mass"], mined.losses, final, pixels, buffer)
+        mask = final.view(inputs.target.shape)
     for name in sums:
         if name in BY_LABEL:
             sums[name] += by_label[kinds.index(BY_LABEL[name]), :, :num_classes]
     stacked = torch.stack(list(sums.values())) if sums else counts.new_zeros(0, *counts.shape)
     kept_counts = _counts(counts, pixels, pixels.keep) if mined is None else by_label[-1, :, :num_classes]
-    mask = torch.empty(0, dtype=torch.bool) if mask is None else mask.view(inputs.target.shape)
-    return stacked, torch.stack((pixel_counts, kept_counts)), mask
+    return stacked, torch.stack((_counts(counts, pixels, None), kept_counts)), mask
+
+
+def _take(mined: MinedRead, chunk: Chunk, part: Exponentials) -> Tensor:
+    """Return what each pixel of a chunk counts in the pixel terms, `[B, p]`, as far as mining knows yet."""
+    kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss)
+    return kept if part.weight is None else kept * part.weight
+
+
+def _settle(
+    mined: MinedRead, by_label: Tensor, kinds: list[str], counts: Tensor, pixels: Pixels, gamma: tuple[float, ...]
+) -> Tensor:
+    """Return the final mask; where the read took another, make the sums of the mined pixels anew."""
+    mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
+    if not mined.was_right:
+        by_label[-1, :, : pixels.num_classes] = _counts(counts, pixels, mask)
+        _add_mined(by_label, kinds, mined.losses, mask, pixels, gamma)
+    return mask
 
 
 def _counts(counts: Tensor, pixels: Pixels, kept: Tensor | None) -> Tensor:
@@ -92,7 +100,9 @@ def _counts(counts: Tensor, pixels: Pixels, kept: Tensor | None) -> Tensor:
 def _value(kind: str, part: Exponentials, kept: Tensor | None, gamma: tuple[float, ...]) -> Tensor:
     """Return what a kind of sum adds up, `[B, p]`; anything where ignored, for the bucket of these is dropped."""
     if kind in MINED:
-        value = part.loss if kind == "cross_entropy" else focal_power(part.q, gamma, part.bucket).mul_(part.loss)
+        value = part.loss
+        if kind == "focal":
+            value = focal_power(part.q, exponents(gamma, part.bucket, dtype=part.q.dtype)).mul_(part.loss)
         return value if kept is None else value * kept
     value = part.p if kind == "p" else part.p.square()
     return value if part.weight is None else value * part.weight
@@ -135,7 +145,8 @@ def _add_mined(
                 continue
             value = losses[:, tile]
             if kind == "focal":
-                value = focal_power(torch.expm1(-value).neg_(), gamma, bucket).mul_(value)
+                exponent = exponents(gamma, bucket, dtype=value.dtype)
+                value = focal_power(torch.expm1(-value).neg_(), exponent).mul_(value)
             value = value if weight is None else value * weight[:, tile]
             _add_by_label(sums[row : row + 1], bucket, [value])
 
@@ -186,17 +197,11 @@ def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma:
     the pixel terms, g_c = G_prob[c] + G_inter[c] [c=y] + 2 G_sq[c] p_c and s as in `_pixel_slope`.
     """
     num_classes = part.e.shape[1]
-    slope = _pixel_slope(part, slopes, gamma)
     first, second, log = (slopes.get(name) for name in ("probability", "squared_probability", "log_mass"))
     right = torch.empty(len(part.p), 2, part.p.shape[1], dtype=part.p.dtype)
     weight, scaled = right.unbind(1)  # f / Σe, and what p_c is multiplied with, / Σe
     torch.mul(part.inverse, 1.0 if part.weight is None else part.weight, out=weight)
-    at_label = torch.zeros_like(part.q) if slope is None else -slope * part.q
-    coefficient = torch.zeros_like(part.q) if slope is None else slope
-    if first is not None or second is not None or "intersection" in slopes:
-        inner, of_label = _inner(part, slopes, weight)
-        coefficient -= inner
-        at_label.addcmul_(part.p, of_label.sub_(inner))
+    coefficient, at_label = _coefficients(part, slopes, gamma, weight)
     if log is not None:
         kept = (part.bucket < num_classes) * (torch.ones_like(part.p) if part.kept is None else part.kept)
         of_mass = log.sum(1, keepdim=True) * kept
@@ -215,6 +220,20 @@ def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma:
     if log is not None:
         part.e.sub_(log[:, :num_classes, None] * kept.unsqueeze(1))
     part.e.scatter_(1, part.index.unsqueeze(1), at_label.unsqueeze(1))
+
+
+def _coefficients(
+    part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return s − f ⟨p, g⟩, what each p_c is multiplied with, and dz_y, `[B, p]`, both but for log_mass; new tensors."""
+    slope = _pixel_slope(part, slopes, gamma)
+    at_label = torch.zeros_like(part.q) if slope is None else -slope * part.q
+    coefficient = torch.zeros_like(part.q) if slope is None else slope
+    if {"probability", "squared_probability", "intersection"} & slopes.keys():
+        inner, of_label = _inner(part, slopes, weight)
+        coefficient -= inner
+        at_label.addcmul_(part.p, of_label.sub_(inner))
+    return coefficient, at_label
 
 
 def _inner(part: Exponentials, slopes: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,7 +260,7 @@ def _pixel_slope(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[
     if "cross_entropy" in slopes:
         slope = _at(slopes["cross_entropy"], part.bucket)
     if "focal" in slopes:
-        of_focal = focal_slope(part.loss, part.p, part.q, gamma, part.bucket)
+        of_focal = focal_slope(part.loss, part.p, part.q, exponents(gamma, part.bucket, dtype=part.q.dtype))
         of_focal.mul_(_at(slopes["focal"], part.bucket))
         slope = of_focal if slope is None else slope.add_(of_focal)
     return slope if slope is None or part.kept is None else slope.mul_(part.kept)

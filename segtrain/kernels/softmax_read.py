@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,17 @@ from segtrain.kernels.chunks import Chunk, chunks, few_rows, load, pixels_of
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
 
+SLOW = -80.0  # float32 has no normal number for e to a little less
 SAFE = 1e-18  # sums of e^z between it and its inverse, and their quotients and squares, are far from float32's ends
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pixels:
-    """The inputs as rows of pixels, and what holds for all chunks."""
+    """The inputs as rows of pixels, and what holds for all chunks.
+
+    Attributes:
+        careful: whether scores were found to need their maximum taken from them; then those of later chunks do too.
+    """
 
     logits: Tensor  # [N, C, rows, columns]
     labels: Tensor  # [N, rows, columns], C where ignored
@@ -29,6 +35,7 @@ class Pixels:
     margin: Tensor | None  # [C]
     scale: float
     dtype: torch.dtype
+    careful: bool = False
 
     @classmethod
     def prepare(cls, inputs: Inputs, request: Request) -> Pixels:
@@ -120,13 +127,14 @@ def read(
     labels = pixels_of(pixels.labels, chunk)
     scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=e), labels, out=e)
     before = _copy(scores) if log_mass is not None else None
-    part = _fast(pixels, chunk, scores, labels, slopes, out=e)
-    if part is None and pixels.any_ignored:
+    part = None if _needs_care(pixels, chunk, scores, labels) else _fast(pixels, chunk, scores, labels, slopes, out=e)
+    if part is None and pixels.any_ignored and not pixels.careful:
         # perhaps only because of what stands under an ignored label, which must not matter
         scores = _without_ignored(pixels, chunk, labels, out=e)
         before = _copy(scores) if log_mass is not None else None
         part = _fast(pixels, chunk, scores, labels, slopes, out=e)
     if part is None:
+        pixels.careful = True
         scores = _without_ignored(pixels, chunk, labels, out=e)
         scores = torch.sub(scores, scores.amax(1, keepdim=True), out=e)
         before = _copy(scores) if log_mass is not None else None
@@ -190,7 +198,28 @@ def _fast(
     odds = others.div_(label_e)
     p = (1 + odds).reciprocal_()
     weight, kept = _weights(pixels, chunk)
-    return Exponentials(out, p / label_e, p, odds * p, odds, labels.long(), index, weight, kept, weighted)
+    return Exponentials(
+        e=out,
+        inverse=p / label_e,
+        p=p,
+        q=odds * p,
+        odds=odds,
+        bucket=labels.long(),
+        index=index,
+        weight=weight,
+        kept=kept,
+        weighted=weighted,
+    )
+
+
+def _needs_care(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor) -> bool:
+    """Whether scores `[B, C, p]` are known to be too large or, by the first chunk, so low that e^z is slow."""
+    if pixels.careful:
+        return True
+    is_first = not (chunk.images.start or chunk.rows.start or chunk.columns.start)
+    if not is_first or not scores.numel() or scores.amin() > SLOW:
+        return False
+    return bool(scores.masked_fill((labels == pixels.num_classes).unsqueeze(1), 0.0).amin() <= SLOW)
 
 
 def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
@@ -208,7 +237,8 @@ def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, slopes: Tensor | None
     """Take the exponentials of scores of any size, z − max z, that stand in e."""
     index, ignored = labels.clamp(max=pixels.num_classes - 1).long(), labels == pixels.num_classes
     label_score = e.gather(1, index.unsqueeze(1)).squeeze(1)
-    e.exp_()
+    # e^x of less is too small to count, and its square still a normal number: others are many times slower
+    e.clamp_min_(0.49 * math.log(torch.finfo(e.dtype).tiny)).exp_()
     label_e = label_score.exp()
     e.scatter_(1, index.unsqueeze(1), torch.zeros_like(label_e).unsqueeze(1))
     others, weighted = _over_classes(e, slopes)
@@ -219,7 +249,19 @@ def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, slopes: Tensor | None
     p, q = (label_e / total).masked_fill_(ignored, 1.0), (others / total).masked_fill_(ignored, 0.0)
     inverse = total.reciprocal().masked_fill_(ignored, 0.0)
     loss.masked_fill_(ignored, 0.0)
-    return Exponentials(e, inverse, p, q, q / p, labels.long(), index, weight, kept, weighted, loss)
+    return Exponentials(
+        e=e,
+        inverse=inverse,
+        p=p,
+        q=q,
+        odds=q / p,
+        bucket=labels.long(),
+        index=index,
+        weight=weight,
+        kept=kept,
+        weighted=weighted,
+        known_loss=loss,
+    )
 
 
 def _without_ignored(pixels: Pixels, chunk: Chunk, labels: Tensor, *, out: Tensor) -> Tensor:
