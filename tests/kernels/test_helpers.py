@@ -86,3 +86,13 @@ def test_memory_is_plain_where_the_system_has_no_large_pages(monkeypatch: pytest
     monkeypatch.setattr(pages, "WORTH_IT", 1)
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert pages.empty_like(torch.zeros(4, 5)).shape == (4, 5)
+
+
+def test_memory_is_plain_where_the_kernel_refuses_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError("Invalid argument")
+
+    monkeypatch.setattr(pages, "WORTH_IT", 1)
+    monkeypatch.setattr(mmap, "mmap", Refused)
+    assert pages.empty_like(torch.zeros(4, 5)).shape == (4, 5)
