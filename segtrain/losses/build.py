@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
+from segtrain.config.explain import explain
 from segtrain.config.loss import ClassWeightsConfig, LossConfig
 from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm
+from segtrain.config.sections import Section
+from segtrain.config.source import node_from_plain
 from segtrain.errors import ConfigError
 from segtrain.losses.combined import SegmentationLoss
 from segtrain.losses.priors import label_margins, log_prior
@@ -39,6 +42,8 @@ def build_loss(
     Raises:
         ConfigError: wrong section, missing frequencies, or frequencies, names or weights that do not fit the classes.
     """
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}, expected the channels of the logits: 1 or more.")
     if class_names is not None and len(class_names) != num_classes:
         raise ConfigError(f"class_names holds {len(class_names)} names, expected num_classes = {num_classes}.")
     if frequencies is not None and len(frequencies.pixels) != num_classes:
@@ -114,10 +119,20 @@ def _validated(section: LossConfig | Mapping[str, Any] | str, frequencies: Class
         if frequencies is None:
             raise ConfigError("loss: auto is chosen from the class frequencies: pass frequencies to build_loss.")
         return resolve_auto(frequencies)
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"the loss is of type {type(section).__name__}; expected a section such as "
+            '{"terms": [{"name": "cross_entropy"}]}, or auto.'
+        )
+    given = {"loss": dict(section)}
     try:
-        return LossConfig.model_validate(dict(section))
+        return _Root.model_validate(given).loss
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(['loss', *map(str, e['loc'])])}: {e['msg']}, found {e['input']!r:.80}" for e in error.errors()
-        ]
+        problems = dict.fromkeys(map(str, explain(error, node_from_plain(given), schema=_Root)))
         raise ConfigError("the loss section is wrong:\n  " + "\n  ".join(problems)) from error
+
+
+class _Root(Section):
+    """What a loss section stands in, so that problems are told with the keys of a training file."""
+
+    loss: LossConfig

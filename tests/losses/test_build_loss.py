@@ -161,6 +161,33 @@ def test_all_problems_of_a_section_are_reported_at_once() -> None:
         build_loss(wrong, num_classes=4)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (section({"name": "dcie"}), "loss.terms.0.name: unknown name 'dcie'; .*did you mean 'dice'"),
+        (section({"name": "dice", "smoth": 1.0}), "loss.terms.0.smoth: unknown key; did you mean 'smooth'"),
+        (section("dice", clas_weights=WEIGHTS), "loss.clas_weights: unknown key; did you mean 'class_weights'"),
+        (section({"name": "dice", "weight": {"strat": 0}}), "loss.terms.0.weight.strat: .*did you mean 'start'"),
+        (section("dice", ohem={"top_k": 0.5}), "loss.*: ohem acts on pixel terms, and there is none"),
+    ],
+)
+def test_a_section_in_code_is_told_its_faults_as_one_in_a_file(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        build_loss(wrong, num_classes=4)
+    assert len(str(caught.value).splitlines()) == 2  # what was wrong, and no faults that follow from it
+
+
+@pytest.mark.parametrize("wrong", [None, ["dice"], 1.0])
+def test_what_is_no_section_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"of type {type(wrong).__name__}; expected a section"):
+        build_loss(wrong, num_classes=4)
+
+
+def test_a_loss_has_a_class() -> None:
+    with pytest.raises(ConfigError, match="num_classes is 0"):
+        build_loss(section("dice"), num_classes=0)
+
+
 def test_class_names_must_be_as_many_as_the_classes() -> None:
     with pytest.raises(ConfigError, match="2 names, expected num_classes = 4"):
         build_loss(section("dice"), num_classes=4, class_names=["a", "b"])
