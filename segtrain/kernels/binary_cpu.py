@@ -56,7 +56,8 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         _add(sums, kinds, chunk, part, _values(pairs, part, loss, kinds), kept)
     mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
-        mask = mined.finish(_num_valid(pairs), lambda: _buckets(pairs), num_buckets=2 * groups)
+        num_valid = sums["count"].sum() if pairs.weight is None else (pairs.target != 2).sum()
+        mask = mined.finish(num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
         if not mined.was_right:
             _add_mined(sums, kinds, mined, pairs)
         mask = mask.view(inputs.target.shape)
@@ -129,10 +130,6 @@ def _add_mined(sums: Mapping[str, Tensor], kinds: tuple[str, ...], mined: MinedR
 def _by_label(part: Odds, values: Tensor) -> Tensor:
     """Sum `[B, G, p]` over the pixels of each label: `[B, G, 2]`."""
     return torch.matmul(part.is_label, values.unsqueeze(3)).squeeze(3)
-
-
-def _num_valid(pairs: Pairs) -> Tensor:
-    return pairs.target.numel() - (pairs.target == 2).count_nonzero()
 
 
 def _buckets(pairs: Pairs) -> Tensor:

@@ -17,6 +17,8 @@ from segtrain.kernels.chunks import Chunk, chunks, few_rows
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
 
+PARTS = 24  # a pixel has few logits here, and as many numbers made from them as with many classes
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -62,7 +64,7 @@ class Pairs:
 
     def chunks(self) -> Iterator[Chunk]:
         """Cut the pixels into chunks."""
-        return chunks(*self.logits.shape)
+        return chunks(*self.logits.shape, parts=PARTS)
 
     def select(self, values: Tensor, chunk: Chunk) -> Tensor:
         """Return a chunk of `[N, G, rows, columns]` as `[B, G, p]`."""

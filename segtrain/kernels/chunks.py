@@ -28,9 +28,12 @@ def few_rows(values: Tensor) -> Tensor:
     return values
 
 
-def chunks(images: int, channels: int, rows: int, columns: int) -> Iterator[Chunk]:
-    """Cut `[N, C, rows, columns]` into blocks of about equal size: parts of a row, whole rows, or whole images."""
-    elements = min(max(images * channels * rows * columns // PARTS, SMALLEST), LARGEST)
+def chunks(images: int, channels: int, rows: int, columns: int, *, parts: int = PARTS) -> Iterator[Chunk]:
+    """Cut `[N, C, rows, columns]` into blocks: parts of a row, whole rows, or whole images.
+
+    A block has about 1/parts of all, within the limits above.
+    """
+    elements = min(max(images * channels * rows * columns // parts, SMALLEST), LARGEST)
     pixels = max(elements // max(channels, 1), 64)
     width = max(min(columns, pixels), 1)
     height = max(min(rows, pixels // width), 1) if width == columns else 1
