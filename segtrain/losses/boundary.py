@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segtrain.losses.class_sums import Activation
 from segtrain.losses.own_pass import (
-    Activation,
     checked_target,
     chosen_classes,
     empty_gradient,

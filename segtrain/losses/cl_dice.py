@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from segtrain.losses.own_pass import Activation, checked_target, chosen_classes, equals, working_dtype
+from segtrain.losses.class_sums import Activation
+from segtrain.losses.own_pass import checked_target, chosen_classes, equals, working_dtype
 from segtrain.losses.skeleton import mask_skeleton, soft_skeleton
 from segtrain.losses.term import divide
 

@@ -16,7 +16,7 @@ from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
 Activation = Literal["softmax", "sigmoid"]
-__all__ = ["SUMS", "ClassSums", "check_labels", "class_sums", "target_pixels"]
+__all__ = ["SUMS", "Activation", "ClassSums", "check_inputs", "check_labels", "class_sums", "target_pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def class_sums(
     if activation == "sigmoid" and target.dim() == 3:
         target = target.unsqueeze(1)
         keep = keep.unsqueeze(1) if isinstance(keep, Tensor) else keep
-    _check_inputs(logits, target, pixel_weight=pixel_weight, keep=keep, activation=activation)
+    check_inputs(logits, target, pixel_weight=pixel_weight, keep=keep, activation=activation)
     _check_settings(logits.shape[1], gamma=gammas, shift=shift, margin=margin, wanted=wanted, activation=activation)
     rule = keep if isinstance(keep, HardExamples) else None
     request = Request(
@@ -146,14 +146,15 @@ def target_pixels(target: Tensor, *, num_classes: int, ignore_index: int, pixel_
     return torch.stack([torch.where(buckets == c, weight, 0.0).sum(1) for c in range(num_classes)], dim=1)
 
 
-def _check_inputs(
+def check_inputs(
     logits: Tensor,
     target: Tensor,
     *,
     pixel_weight: Tensor | None,
-    keep: Tensor | HardExamples | None,
     activation: Activation,
+    keep: Tensor | HardExamples | None = None,
 ) -> None:
+    """Raise ValueError where shapes or types are not those of `class_sums`; a sigmoid target is `[N, C, H, W]` here."""
     if logits.dim() != 4 or not logits.is_floating_point():
         raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
     pixels = [logits.shape[0], *logits.shape[2:]]

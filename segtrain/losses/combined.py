@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from segtrain.config.loss import LossConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import check_labels, class_sums
-from segtrain.losses.groups import Group, group_terms
+from segtrain.losses.class_sums import check_labels
+from segtrain.losses.groups import group_terms, read_group
 from segtrain.losses.hard_examples import hard_examples
-from segtrain.losses.heads import fit_head, one_hot, split_heads
+from segtrain.losses.heads import fit_head, split_heads
 from segtrain.losses.own_terms import BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
@@ -271,30 +271,12 @@ class SegmentationLoss(nn.Module):
 
     def _head_statistics(self, inputs: Inputs) -> list[Tensor]:
         parts: dict[int, Tensor] = {}
+        scale = 1.0 if self.config.margin is None else self.config.margin.scale
         for group in self._groups:
-            parts |= self._group_statistics(group, inputs)
+            sums = read_group(group, inputs, shift=self.shift, margin=self.margin, scale=scale, mining=self.mining)
+            parts |= {index: self._sums[index].statistics(sums, inputs) for index in group.members}
         parts |= {index: term.own_statistics(inputs) for index, term in self._own.items()}
         return [parts[index] for index in range(len(self._terms))]
-
-    def _group_statistics(self, group: Group, inputs: Inputs) -> dict[int, Tensor]:
-        target = inputs.target
-        if group.activation == "sigmoid" and target.dim() == 3:  # a preset's sigmoid on class labels
-            target = one_hot(target, num_classes=self.num_classes, ignore_index=self.ignore_index)
-        margin = self.config.margin
-        sums = class_sums(
-            inputs.logits,
-            target,
-            ignore_index=self.ignore_index,
-            activation=group.activation,
-            gamma=group.gamma,
-            shift=self.shift if group.shifted else None,
-            margin=self.margin if group.shifted else None,
-            scale=margin.scale if group.shifted and margin is not None else 1.0,
-            pixel_weight=inputs.pixel_weight,
-            keep=self.mining if group.has_pixel_terms else None,
-            wanted=group.wanted,
-        )
-        return {index: self._sums[index].statistics(sums, inputs) for index in group.members}
 
     def _check(self, teacher_logits: Tensor | None, distances: Tensor | None) -> None:
         if teacher_logits is not None and not self.needs_teacher:

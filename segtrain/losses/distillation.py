@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from segtrain.losses.class_sums import Activation
 from segtrain.losses.own_pass import (
-    Activation,
     checked_target,
     empty_gradient,
     equals,

@@ -1,11 +1,16 @@
-"""Which terms share a read of the logits: those that agree in activation, shift and focal exponent."""
+"""The reads of the logits that terms share: those that agree in activation, shift and focal exponent share one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from segtrain.losses.term import Activation, SumsTerm
+from torch import Tensor
+
+from segtrain.kernels.mining import HardExamples
+from segtrain.losses.class_sums import Activation, ClassSums, class_sums
+from segtrain.losses.heads import one_hot
+from segtrain.losses.term import Inputs, SumsTerm
 
 Gamma = tuple[float, ...]
 
@@ -40,6 +45,39 @@ def group_terms(terms: Mapping[int, SumsTerm], *, shifts: bool) -> tuple[Group, 
             )
             groups.append(group)
     return tuple(groups)
+
+
+def read_group(
+    group: Group,
+    inputs: Inputs,
+    *,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    scale: float,
+    mining: HardExamples | None,
+) -> ClassSums:
+    """Read one head's logits for a group; shift, margin and scale, see `class_sums`, are for shifted groups alone.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+        DataError: a label out of range (on the CPU).
+    """
+    target = inputs.target
+    if group.activation == "sigmoid" and target.dim() == 3:  # a preset's sigmoid on class labels
+        target = one_hot(target, num_classes=inputs.logits.shape[1], ignore_index=inputs.ignore_index)
+    return class_sums(
+        inputs.logits,
+        target,
+        ignore_index=inputs.ignore_index,
+        activation=group.activation,
+        gamma=group.gamma,
+        shift=shift if group.shifted else None,
+        margin=margin if group.shifted else None,
+        scale=scale if group.shifted else 1.0,
+        pixel_weight=inputs.pixel_weight,
+        keep=mining if group.has_pixel_terms else None,
+        wanted=group.wanted,
+    )
 
 
 def _by_gamma(gammas: Mapping[int, Gamma | None]) -> dict[Gamma, list[int]]:

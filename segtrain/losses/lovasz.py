@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segtrain.losses.class_sums import Activation
 from segtrain.losses.lovasz_steps import class_losses
 from segtrain.losses.own_pass import (
-    Activation,
     checked_target,
     empty_gradient,
     equals,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.losses.class_sums import check_labels
+from segtrain.losses.class_sums import Activation, check_inputs, check_labels
 
-Activation = Literal["softmax", "sigmoid"]
 SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CPU_CHUNK = 1 << 17  # elements of the logits at a time: what stays in a cache
 CHUNK = 1 << 25
@@ -33,20 +31,9 @@ def checked_target(
     """
     if activation not in ("softmax", "sigmoid"):
         raise ValueError(f"activation must be softmax or sigmoid, found {activation!r}")
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
-    pixels = [logits.shape[0], *logits.shape[2:]]
     if activation == "sigmoid" and target.dim() == 3:
         target = target.unsqueeze(1)
-    expected = pixels if activation == "softmax" else list(logits.shape)
-    names = "[N, H, W]" if activation == "softmax" else "[N, C, H, W]"
-    if list(target.shape) != expected or target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(
-            f"target must be integer {names} = {expected} to fit logits {list(logits.shape)} with {activation}, "
-            f"found {target.dtype} {list(target.shape)}"
-        )
-    if pixel_weight is not None and list(pixel_weight.shape) != pixels:
-        raise ValueError(f"pixel_weight must be [N, H, W] = {pixels}, found {list(pixel_weight.shape)}")
+    check_inputs(logits, target, pixel_weight=pixel_weight, activation=activation)
     if not logits.is_cuda:
         check_labels(target, num_classes=logits.shape[1] if activation == "softmax" else 2, ignore_index=ignore_index)
     return target if target.dtype in SMALL_INTEGERS else target.long()

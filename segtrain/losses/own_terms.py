@@ -11,10 +11,11 @@ from torch import Tensor
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.boundary import boundary
 from segtrain.losses.cl_dice import cl_dice, cl_dice_value
+from segtrain.losses.class_sums import Activation
 from segtrain.losses.distillation import distillation
 from segtrain.losses.lovasz import lovasz
 from segtrain.losses.region import BATCH
-from segtrain.losses.term import Activation, ClassWeights, Inputs, divide
+from segtrain.losses.term import ClassWeights, Inputs, divide
 
 
 class QuotientTerm:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import ClassSums
-from segtrain.losses.term import Activation, ClassWeights, Inputs, divide
+from segtrain.losses.class_sums import Activation, ClassSums
+from segtrain.losses.term import ClassWeights, Inputs, divide
 
 Reduction = Literal["valid", "weighted"]
 MINED = "hard examples are ranked within each micro-batch"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import ClassSums
-from segtrain.losses.term import Activation, ClassWeights, Inputs, divide, valid_pixels
+from segtrain.losses.class_sums import Activation, ClassSums
+from segtrain.losses.term import ClassWeights, Inputs, divide, valid_pixels
 
 Absent = Literal["skip", "count", "zero", "all"]
 Per = Literal["batch", "image"]

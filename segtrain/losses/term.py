@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import ClassSums
-
-Activation = Literal["softmax", "sigmoid"]
+from segtrain.losses.class_sums import Activation, ClassSums
 
 
 @dataclass(frozen=True, eq=False)
