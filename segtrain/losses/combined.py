@@ -16,7 +16,7 @@ from segtrain.losses.class_sums import check_labels
 from segtrain.losses.groups import group_terms, read_group
 from segtrain.losses.hard_examples import hard_examples
 from segtrain.losses.heads import fit_head, split_heads
-from segtrain.losses.own_terms import BoundaryOwnTerm
+from segtrain.losses.own_terms import WITHOUT_PIXEL_WEIGHT, BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
 from segtrain.losses.table import Columns, describe, distinct_labels, reasons
@@ -136,7 +136,8 @@ class SegmentationLoss(nn.Module):
             logits: float `[N, C, H, W]`, any strides; with `auxiliary` a list of `[N, C, h_i, w_i]`.
             target: integer `[N, H, W]`. With `activation: sigmoid` `[N, C, H, W]` (or `[N, H, W]` for C = 1) of 0, 1
                 and `ignore_index`; labels `[N, H, W]` are then taken as one class that is there and C − 1 that are not.
-            pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum that counts pixels.
+            pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum that counts pixels; not with
+                lovasz and cl_dice, which sort pixels or draw lines through them.
             teacher_logits: float `[N, C, H, W]` of the distillation term's teacher.
             distances: float `[N, K, H, W]` of the boundary term's classes; made from the target where not given.
             normalizer: of the accumulation window that this batch belongs to: the values are then this batch's part,
@@ -147,7 +148,7 @@ class SegmentationLoss(nn.Module):
 
         Raises:
             ValueError: shapes or types that do not fit, or both `normalizer` and `rest`.
-            ConfigError: heads, teacher or distances that the configuration does not go with.
+            ConfigError: heads, teacher, distances or pixel weights that the configuration does not go with.
             DataError: labels out of range (on CUDA only with `check_labels: true`).
         """
         if normalizer is not None and rest is not None:
@@ -174,7 +175,7 @@ class SegmentationLoss(nn.Module):
 
         Arguments as for `terms`. K depends on the configuration and the number of heads only.
         """
-        self._check(teacher_logits, distances)
+        self._check(pixel_weight, teacher_logits, distances)
         if self.config.check_labels and target.is_cuda:  # on the CPU class_sums always looks
             self._check_labels(target)
         parts: list[Tensor] = []
@@ -278,7 +279,13 @@ class SegmentationLoss(nn.Module):
         parts |= {index: term.own_statistics(inputs) for index, term in self._own.items()}
         return [parts[index] for index in range(len(self._terms))]
 
-    def _check(self, teacher_logits: Tensor | None, distances: Tensor | None) -> None:
+    def _check(self, pixel_weight: Tensor | None, teacher_logits: Tensor | None, distances: Tensor | None) -> None:
+        unweighted = [term.name for term in self.config.terms if term.name in WITHOUT_PIXEL_WEIGHT]
+        if pixel_weight is not None and unweighted:
+            raise ConfigError(
+                f"pixel_weight was given, but {unweighted[0]} has no weights for pixels: drop one of them, or add up "
+                "two losses, one of them called without pixel_weight."
+            )
         if teacher_logits is not None and not self.needs_teacher:
             raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
         if teacher_logits is None and self.needs_teacher:

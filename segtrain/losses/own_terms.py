@@ -17,6 +17,8 @@ from segtrain.losses.lovasz import lovasz
 from segtrain.losses.region import BATCH
 from segtrain.losses.term import ClassWeights, Inputs, divide
 
+WITHOUT_PIXEL_WEIGHT = ("lovasz", "cl_dice")  # a weight of a pixel has no meaning in their formulas
+
 
 class QuotientTerm:
     """A term whose function gives numerator and denominator: statistics `[2]`."""

@@ -64,7 +64,8 @@ def test_they_are_what_their_functions_give(window: tuple[Tensor, ...], activati
 @pytest.mark.parametrize("weighted", [False, True])
 def test_micro_batches_add_up(window: tuple[Tensor, ...], activation: str, weighted: bool) -> None:
     logits, target, teacher = window
-    loss = loss_of("cross_entropy", *TERMS, activation=activation)
+    terms = [term for term in TERMS if not weighted or term["name"] in ("boundary", "distillation")]
+    loss = loss_of("cross_entropy", *terms, activation=activation)
     assert loss.inexact_under_accumulation is None
     assert loss.inexact_with_rest is None
     weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) if weighted else None
@@ -119,6 +120,15 @@ def test_what_they_need_is_said(window: tuple[Tensor, ...]) -> None:
         loss_of({"name": "boundary", "classes": ["b", 1]})
     with pytest.raises(ConfigError, match="boundary stands there twice"):
         loss_of("boundary", {"name": "boundary", "classes": [1]})
+
+
+@pytest.mark.parametrize("name", ["lovasz", "cl_dice"])
+def test_pixel_weights_that_a_term_cannot_use_are_refused_and_not_ignored(
+    window: tuple[Tensor, ...], name: str
+) -> None:
+    logits, target, _ = window
+    with pytest.raises(ConfigError, match=f"pixel_weight was given, but {name} has no weights for pixels"):
+        loss_of("cross_entropy", name)(logits, target, pixel_weight=torch.ones(target.shape))
 
 
 def test_distances_are_taken_where_they_are_given(window: tuple[Tensor, ...]) -> None:
