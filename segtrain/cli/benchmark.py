@@ -49,9 +49,10 @@ def _add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these losses alone, beside F.cross_entropy")
     parser.add_argument("--no-others", action="store_true", help="without the plain forms, smp and MONAI")
     parser.add_argument("--no-memory", action="store_true", help="time alone")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write all figures there")
     parser.add_argument("--markdown", action="store_true", help="print the report in markdown")
-    parser.add_argument("--show", type=Path, metavar="FILE.json", help="measure nothing: print what --out wrote")
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument("--out", type=Path, metavar="FILE.json", help="write all figures there")
+    files.add_argument("--show", type=Path, metavar="FILE.json", help="measure nothing: print what --out wrote")
 
 
 def _run_losses(args: argparse.Namespace) -> int:
@@ -70,7 +71,7 @@ def _run_losses(args: argparse.Namespace) -> int:
         say(console, report.markdown(result))
     else:
         _print_tables(result, console)
-    if args.out is not None and args.show is None:
+    if args.out is not None:
         write_json(args.out, result)
         say(make_console(stderr=True), f"written: {args.out}")
     return 0

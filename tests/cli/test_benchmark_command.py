@@ -68,6 +68,7 @@ def test_memory_is_measured_beside_time(tmp_path: Path, capsys: pytest.CaptureFi
         (["benchmark", "losses", "--device", "gpu"], "--device is 'gpu'; expected cpu, cuda or cuda:<number>"),
         (["benchmark", "losses", "--device", "cuda:99"], "CUDA devices here: use --device cpu"),
         (["benchmark", "losses", "--show", "missing.json"], "missing.json"),
+        (["benchmark", "losses", "--show", "a.json", "--out", "b.json"], "--out: not allowed with argument --show"),
     ],
 )
 def test_wrong_arguments_get_one_line(
