@@ -197,4 +197,3 @@ TermConfig = Annotated[
 ]
 
 PIXEL_TERMS = ("cross_entropy", "focal", "balanced_cross_entropy")  # what ohem, prior, margin and class_weights act on
-OWN_PASS_TERMS = ("lovasz", "boundary", "cl_dice", "distillation")

@@ -15,11 +15,10 @@ from rich.text import Text
 
 from segtrain.errors import ConfigError, suggest
 from segtrain.report.comparison import EvaluatedRun, seeds
-from segtrain.report.numbers import UNDEFINED, percent
+from segtrain.report.numbers import RATIO_NAMES, UNDEFINED, percent
 
 BEST = "*"
 MEAN_HEADS = {"miou": "mIoU", "miou_tail": "tail"}
-RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others go by their own name
 UNDEFINED_WHERE = {"precision": "never predicted", "recall": "not in the masks"}
 NAME_WIDTH, HEAD_WIDTH, GAP = 26, 12, 2  # characters; longer names are folded
 

@@ -1,10 +1,11 @@
-"""How numbers are written in tables: shares in percent, and what is undefined; imports nothing heavy."""
+"""How ratios are named and numbers written in tables; imports nothing heavy."""
 
 from __future__ import annotations
 
 import numpy as np
 
 UNDEFINED = "–"
+RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others go by their own name
 
 
 def percent(share: float) -> str:

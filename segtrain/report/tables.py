@@ -14,11 +14,10 @@ from rich.text import Text
 from segtrain.drawing import shorten
 from segtrain.engine.evaluate import Evaluation
 from segtrain.metrics import OVERALL, RATIOS
-from segtrain.report.numbers import UNDEFINED
+from segtrain.report.numbers import RATIO_NAMES, UNDEFINED
 
 TAIL_MARK = "*"
 CSV_HEADER = ("class", *RATIOS, "pixels", "images", "tail", "train_pixels")
-RATIO_NAMES = {"iou": "IoU", "dice": "Dice"}  # the others are headed by their own name
 MEAN_NAMES = {
     "miou": "mean IoU",
     "miou_tail": "mean IoU, tail",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from segtrain.testing.check import check_loss
-from segtrain.testing.libraries import IGNORE_INDEX, NUM_CLASSES, Subject, subjects, versions
+from segtrain.testing.libraries import NUM_CLASSES, Subject, subjects, versions
 from segtrain.testing.numbers import number_tables
 from segtrain.testing.properties import PROPERTIES, Kind
 from segtrain.testing.report import MARKS, LossReport
@@ -71,7 +71,7 @@ def report_of(subject: Subject) -> LossReport:
     return check_loss(
         subject.loss(),
         num_classes=NUM_CLASSES,
-        ignore_index=subject.ignore_index and IGNORE_INDEX,
+        ignore_index=subject.ignore_index,
         for_classes=subject.for_classes,
         weighted=subject.weighted if subject.takes_weights else None,
         name=f"{subject.library} {subject.name}",
