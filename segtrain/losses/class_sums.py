@@ -108,7 +108,7 @@ def class_sums(
         pixel_weight=None if pixel_weight is None else pixel_weight.detach(),
         keep=keep if isinstance(keep, Tensor) else None,
     )
-    return ClassSums(**(plain_sums if logits.is_cuda else fused_sums)(inputs, request))
+    return ClassSums(**(fused_sums if logits.device.type == "cpu" else plain_sums)(inputs, request))
 
 
 def fused_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
