@@ -34,6 +34,12 @@ class ClassWeightsConfig(Section):
         given = self.changed_keys()
         if self.scheme == "manual" and self.weights is None:
             raise ValueError("scheme: manual needs weights: a list, or {class name: weight}")
+        if self.weights is not None and not any(
+            self.weights.values() if isinstance(self.weights, dict) else self.weights
+        ):
+            raise ValueError(
+                "weights are all 0, so nothing would be learnt: give a class a weight, or drop class_weights"
+            )
         if self.scheme != "manual" and self.weights is not None:
             raise ValueError(f"weights belong to scheme: manual, not to {self.scheme}")
         if self.scheme in ("none", "manual") and given & {"power", "max_ratio"}:

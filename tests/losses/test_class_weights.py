@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from segtrain.config.loss import ClassWeightsConfig
 from segtrain.errors import ConfigError
@@ -139,6 +140,12 @@ def test_manual_weights_stand_as_given() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert weights(None, scheme="manual", weights=by_name).tolist() == list(given)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], {"a": 0.0, "b": 0.0}])
+def test_manual_weights_that_switch_everything_off_are_refused(weights: object) -> None:
+    with pytest.raises(ValidationError, match="weights are all 0, so nothing would be learnt"):
+        ClassWeightsConfig.model_validate({"scheme": "manual", "weights": weights})
 
 
 def test_a_wrong_number_of_manual_weights_is_an_error_with_the_class_order() -> None:
