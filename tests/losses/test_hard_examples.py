@@ -41,6 +41,16 @@ def test_threshold_keeps_what_is_below_it() -> None:
     assert kept(HardExamples(threshold=0.7, min_kept=1), scores) == [1, 2, 4]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pixel_at_the_threshold_is_not_below_it(dtype: torch.dtype) -> None:
+    logits = torch.zeros(1, 4, 1, 3, dtype=dtype)  # p = 1/4 exactly, but for the second pixel
+    logits[0, 1, 0, 1] = 1.0
+    target = torch.zeros(1, 1, 3, dtype=torch.uint8)
+    loss = mined({"threshold": 0.25, "min_kept": 1})
+    expected = F.cross_entropy(logits[..., 1:2], target[..., 1:2].long())
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
 def test_min_kept_pixels_stay_even_above_the_threshold() -> None:
     scores = losses([0.9, 0.95, 0.99, 0.8, 0.97])
     assert kept(HardExamples(threshold=0.7, min_kept=2), scores) == [0, 3]

@@ -35,13 +35,13 @@ def auxiliary(resize: str = "logits", **options: Any) -> SegmentationLoss:
 
 def test_resized_logits_give_the_weighted_sum_of_the_heads(heads: Heads) -> None:
     logits, target = heads
-    values = auxiliary().terms(logits, target)
+    values = loss_of(auxiliary={"weights": [0.7, 0.4, 0.2]}).terms(logits, target)
     assert list(values) == ["cross_entropy", "dice", "auxiliary_1", "auxiliary_2", "total"]
     larger = [F.interpolate(z, size=(8, 6), mode="bilinear", align_corners=False) for z in logits]
     alone = [loss_of().terms(z, target) for z in larger]
     torch.testing.assert_close(values["dice"], alone[0]["dice"])
     torch.testing.assert_close(values["auxiliary_2"], alone[2]["total"])
-    expected = alone[0]["total"] + 0.4 * alone[1]["total"] + 0.2 * alone[2]["total"]
+    expected = 0.7 * alone[0]["total"] + 0.4 * alone[1]["total"] + 0.2 * alone[2]["total"]
     torch.testing.assert_close(values["total"], expected)
 
 
