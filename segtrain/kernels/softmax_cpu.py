@@ -230,28 +230,27 @@ def _coefficients(
     at_label = torch.zeros_like(part.q) if slope is None else -slope * part.q
     coefficient = torch.zeros_like(part.q) if slope is None else slope
     if {"probability", "squared_probability", "intersection"} & slopes.keys():
-        inner, of_label = _inner(part, slopes, weight)
-        coefficient -= inner
-        at_label.addcmul_(part.p, of_label.sub_(inner))
+        others, of_label = _inner(part, slopes, weight)
+        # f (g_y − ⟨p, g⟩) by q = 1 − p_y: the plain difference would lose the slope of a pixel that is all but certain
+        at_label.addcmul_(part.p, torch.addcmul(-others, of_label, part.q))
+        coefficient -= others.addcmul_(of_label, part.p)
     return coefficient, at_label
 
 
 def _inner(part: Exponentials, slopes: Mapping[str, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return f ⟨p, g⟩ and f g_y, `[B, p]`; weight is f / Σe."""
+    """Return f Σ_{j≠y} p_j g_j and f g_y, `[B, p]`, new tensors; weight is f / Σe."""
     num_classes = part.e.shape[1]
     second = slopes.get("squared_probability")
     tables = [slopes[name] for name in ("probability", "intersection") if name in slopes]
     of_label = _at(sum(tables[1:], tables[0]), part.bucket) if tables else torch.zeros_like(part.p)
-    inner = torch.zeros_like(part.p)
-    if part.weighted is not None:
-        inner = part.weighted * weight
+    others = torch.zeros_like(part.p) if part.weighted is None else part.weighted * weight
     if second is not None:
         of_label = of_label + 2 * _at(second, part.bucket) * part.p
         squares = torch.matmul(second[:, None, :num_classes], part.e.square()).squeeze(1)
-        inner += 2 * squares * weight * part.inverse
+        others += 2 * squares * weight * part.inverse
     if part.weight is not None:
         of_label = of_label * part.weight
-    return inner.addcmul_(of_label, part.p), of_label
+    return others, of_label
 
 
 def _pixel_slope(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...]) -> Tensor | None:

@@ -190,3 +190,19 @@ def test_the_plain_form_has_second_derivatives() -> None:
         return plain_sums(Inputs(logits, small.target), request)["focal"].sum()
 
     assert torch.autograd.gradgradcheck(focal, (small.logits,))
+
+
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (3, False), (3, True)])
+@pytest.mark.parametrize("name", ["probability", "squared_probability", "intersection", "cross_entropy", "focal"])
+def test_gradients_of_pixels_that_are_all_but_certain_keep_their_digits(classes: int, sigmoid: bool, name: str) -> None:
+    logits = torch.full((1, classes, 1, 3), -1.0)
+    logits[:, -1] = torch.tensor([4.0, 8.0, 14.0])
+    target = torch.ones(1, classes, 1, 3) if sigmoid else torch.full((1, 1, 3), classes - 1)
+    request = Request((name,), sigmoid, 255, (2.0,), 1.0)
+
+    def slope(make: Any, values: Tensor) -> Tensor:
+        leaf = values.requires_grad_()
+        factors = torch.arange(1.0, classes + 1, dtype=torch.float64)
+        return torch.autograd.grad((make(Inputs(leaf, target.byte()), request)[name] * factors).sum(), leaf)[0].double()
+
+    torch.testing.assert_close(slope(fused_sums, logits), slope(plain_sums, logits.double()), rtol=1e-5, atol=1e-30)
