@@ -87,7 +87,8 @@ def _logits(inputs: Inputs) -> Tensor:
 
 
 def _gamma(logits: Tensor, request: Request) -> Tensor:
-    return torch.tensor(request.gamma, dtype=logits.dtype, device=logits.device).view(1, -1, 1)
+    gamma = torch.tensor(request.gamma, dtype=logits.dtype).to(logits.device, non_blocking=True)  # no wait for CUDA
+    return gamma.view(1, -1, 1)
 
 
 def _weight(inputs: Inputs, valid: Tensor) -> Tensor:
