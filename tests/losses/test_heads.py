@@ -81,6 +81,16 @@ def test_micro_batches_add_up_where_the_loss_says_so(heads: Heads, resize: str) 
     assert bool(exact) == (loss.inexact_under_accumulation is None) == (resize == "logits")
 
 
+def test_heads_with_resized_targets_are_averaged_over_micro_batches(heads: Heads) -> None:
+    logits, target = heads
+    loss = auxiliary("target")
+    normalizer = loss.normalizer(target.split(1))  # counts full targets, and those of this head are smaller
+    batches = [([z[i : i + 1] for z in logits], target[i : i + 1]) for i in range(len(target))]
+    parts = [loss.terms(*batch, normalizer=normalizer)["auxiliary_1"] for batch in batches]
+    alone = [loss.terms(*batch)["auxiliary_1"] for batch in batches]
+    torch.testing.assert_close(torch.stack(parts).sum(), torch.stack(alone).mean())
+
+
 def test_sigmoid_heads_are_resized_too(heads: Heads) -> None:
     logits, target = heads
     for resize in ("logits", "target"):
