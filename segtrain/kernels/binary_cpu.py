@@ -15,7 +15,7 @@ from segtrain.kernels.binary_read import Odds, Pairs, read
 from segtrain.kernels.chunks import Chunk, few_rows
 from segtrain.kernels.focal import focal_power, focal_slope
 from segtrain.kernels.labels import check_labels
-from segtrain.kernels.mined import MinedRead
+from segtrain.kernels.mined import MINED, MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
 
@@ -26,7 +26,6 @@ KINDS = {  # what each sum is made of: of the pixels with the label (p), and of 
     "cross_entropy": ("cross_entropy",),
     "focal": ("focal",),
 }
-MINED = ("cross_entropy", "focal")
 LINEAR_THRESHOLD = 40.0  # beyond it log(1 + e^d) is d to the last digit of float64
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from segtrain.kernels.mining import HardExamples
 
+MINED = ("cross_entropy", "focal")  # the sums by label that mining leaves pixels out of
+
 
 class MinedRead:
     """Collects the loss of each pixel and the mask of what is kept.

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from segtrain.kernels.chunks import Chunk, few_rows, is_plain, load, pixels_of
 from segtrain.kernels.focal import exponents, focal_power, focal_slope
 from segtrain.kernels.labels import count, count_checked
-from segtrain.kernels.mined import MinedRead
+from segtrain.kernels.mined import MINED, MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.softmax_read import Exponentials, Pixels, mass, over_pixels, read, shifted
@@ -26,7 +26,6 @@ BY_LABEL = {  # what a sum adds up at the label of each pixel
     "cross_entropy": "cross_entropy",
     "focal": "focal",
 }
-MINED = ("cross_entropy", "focal")
 TILE_PIXELS = 2**16
 
 

@@ -38,6 +38,8 @@ class Normalizer:
         weights = [None] * len(windows) if pixel_weights is None else list(pixel_weights)
         if not windows:
             raise ValueError("an accumulation window needs at least one target")
+        if len(weights) != len(windows):
+            raise ValueError(f"found {len(weights)} pixel_weights for {len(windows)} targets: give each one, or None")
         pairs = [
             _count(target, num_classes=num_classes, ignore_index=ignore_index, pixel_weight=weight)
             for target, weight in zip(windows, weights, strict=True)

@@ -78,10 +78,11 @@ def boundary(
         distances = make_distances(target, num_classes=logits.shape[1], ignore_index=ignore_index, classes=chosen)
     distances = distances.detach().to(logits.device)
     weight = valid_weight(target, ignore_index=ignore_index, pixel_weight=pixel_weight, dtype=working_dtype(logits))
+    index = torch.tensor(chosen).to(logits.device, non_blocking=True)  # a list as an index would wait for the device
     if activation == "sigmoid":
-        weight = weight[:, chosen]
+        weight = weight.index_select(1, index)
     with torch.autocast(logits.device.type, enabled=False):
-        total = _Boundary.apply(logits, target, distances, weight, chosen, ignore_index, activation == "sigmoid")
+        total = _Boundary.apply(logits, target, distances, weight, index, ignore_index, activation == "sigmoid")
     pixels = weight.sum(dtype=torch.float64)
     return torch.stack([total, pixels if activation == "softmax" else pixels / len(chosen)])
 
@@ -119,17 +120,17 @@ class _Boundary(torch.autograd.Function):
         target: Tensor,
         distances: Tensor,
         weight: Tensor,
-        classes: list[int],
+        classes: Tensor,
         ignore_index: int,
         sigmoid: bool,
     ) -> Tensor:
-        ctx.save_for_backward(logits, target, distances, weight)
-        ctx.classes, ctx.ignore_index, ctx.sigmoid = classes, ignore_index, sigmoid
+        ctx.save_for_backward(logits, target, distances, weight, classes)
+        ctx.ignore_index, ctx.sigmoid = ignore_index, sigmoid
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for image, rows in row_chunks(logits):
             scores = logits[image, :, rows].to(weight.dtype)
-            probability = (scores.sigmoid() if sigmoid else scores.softmax(0))[classes]
-            labels = target[image][classes] if sigmoid else target[image]
+            probability = (scores.sigmoid() if sigmoid else scores.softmax(0)).index_select(0, classes)
+            labels = target[image].index_select(0, classes) if sigmoid else target[image]
             costs = probability.mul_(distances[image, :, rows].to(weight.dtype))
             # a selection first: 0 times the NaN of an ignored pixel is NaN
             costs.masked_fill_(equals(labels[..., rows, :], ignore_index), 0.0).mul_(weight[image, ..., rows, :])
@@ -139,7 +140,7 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, distances, weight = ctx.saved_tensors
+        logits, target, distances, weight, classes = ctx.saved_tensors
         gradient = empty_gradient(
             logits.shape, dtype=logits.dtype, device=logits.device, channels_last=is_channels_last(logits)
         )
@@ -147,7 +148,8 @@ class _Boundary(torch.autograd.Function):
         for image, rows in row_chunks(logits):
             scores = logits[image, :, rows].to(weight.dtype)
             slopes = torch.zeros_like(scores)
-            slopes[ctx.classes] = distances[image, :, rows].to(weight.dtype) * scaled[image, ..., rows, :]
+            of_chosen = distances[image, :, rows].to(weight.dtype) * scaled[image, ..., rows, :]
+            slopes.index_copy_(0, classes, of_chosen)
             through_activation(slopes, scores, sigmoid=ctx.sigmoid)
             ignored = equals(target[image, ..., rows, :], ctx.ignore_index)
             gradient[image, :, rows] = slopes.masked_fill_(ignored, 0.0)

@@ -13,7 +13,9 @@ PAGE = (DOCS / "performance.md").read_text(encoding="utf-8")
 
 
 def test_every_measurement_is_on_the_page_as_the_command_prints_it() -> None:
-    for path in sorted((DOCS / "measurements").glob("losses*.json")):
+    paths = sorted((DOCS / "measurements").glob("losses*.json"))
+    assert paths
+    for path in paths:
         assert report.markdown(json.loads(path.read_text(encoding="utf-8"))) in PAGE, (
             f"print it anew: python tools/benchmark.py losses --show docs/measurements/{path.name} --markdown"
         )

@@ -109,6 +109,12 @@ def gradients_of_one(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> 
     return value, torch.autograd.grad(value, logits)[0]
 
 
+def test_weights_that_do_not_go_with_the_targets_are_refused() -> None:
+    target = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="found 0 pixel_weights for 1 targets"):
+        build_loss({"terms": [{"name": "focal"}]}, num_classes=2).normalizer([target], pixel_weights=[])
+
+
 def test_an_empty_window_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one target"):
         loss_of({"name": "cross_entropy"}).normalizer([])
