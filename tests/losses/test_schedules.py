@@ -65,7 +65,7 @@ def test_deferred_class_weights_are_all_one_before_their_epoch(make_batch: MakeB
         ({"start": 1.0, "end": 1.0, "end_epoch": 3.0}, "start and end are both 1, .* write weight: 1"),
         ({"start": 0.0, "end": 1.0}, "a step at epoch 0 is no schedule"),
         ({"start_epoch": 4.0, "end_epoch": 4.0}, "end_epoch 4 must come after start_epoch 4"),
-        ({"start": -1.0, "start_epoch": 1.0}, "greater than or equal to 0"),
+        ({"start": -1.0, "start_epoch": 1.0}, "expected a number of at least 0"),
     ],
 )
 def test_a_schedule_that_changes_nothing_is_refused(schedule: dict[str, float], words: str) -> None:
