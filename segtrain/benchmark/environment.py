@@ -27,7 +27,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cores": usable_cores(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "allocator": allocator_settings(),
     }
