@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+
+from segtrain.errors import suggest
 
 
 def in_class_order(
@@ -61,8 +62,7 @@ def class_numbers(
             numbers.append(names.index(str(entry)))
         else:
             known = f"classes: {', '.join(names)}" if names else "pass class_names to build_loss to use names"
-            close = get_close_matches(str(entry), names, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = suggest(str(entry), names)
             raise ValueError(f"{key}: {entry!r} is not among the {num_classes} classes{hint}; {known}.")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{key}: {list(classes)} holds a class twice.")
@@ -74,10 +74,7 @@ def _by_name(given: Mapping[str, float], names: list[str], *, key: str, what: st
     missing = [name for name in names if name not in given]
     if not unknown and not missing:
         return tuple(given[name] for name in names)
-    problems = []
-    for name in unknown:
-        close = get_close_matches(name, names, n=1)
-        problems.append(f"unknown class {name!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    problems = [f"unknown class {name!r}{suggest(name, names)}" for name in unknown]
     if missing:
         problems.append(f"no {what} for {', '.join(map(repr, missing))}")
     raise ValueError(f"{key}: {'; '.join(problems)}. The classes are {', '.join(names)}.")

@@ -59,10 +59,10 @@ def test_every_wrong_value_is_told_with_its_key_and_line(training_file: Callable
         ("{terms: [{name: dice, label: total}]}", "'total' is the key of the sum"),
         (
             "{terms: [{name: focal, gamma: {backgroun: 1.0, crack: 2.0}}]}",
-            "gamma of focal: unknown class 'backgroun' .did you mean 'background'",
+            "gamma of focal: unknown class 'backgroun'; did you mean 'background'",
         ),
         ("{terms: [{name: focal_tversky, gamma: [1.0]}]}", "holds 1 values, expected one for each of the 2 classes"),
-        ("{terms: [{name: boundary, classes: [crak]}]}", "'crak' is not among the 2 classes .did you mean 'crack'"),
+        ("{terms: [{name: boundary, classes: [crak]}]}", "'crak' is not among the 2 classes; did you mean 'crack'"),
         ("{terms: [{name: cl_dice, classes: [2]}]}", "2 is not among the 2 classes"),
         (
             "{terms: [{name: focal}], class_weights: {scheme: manual, weights: [1.0]}}",

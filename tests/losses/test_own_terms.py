@@ -114,7 +114,7 @@ def test_what_they_need_is_said(window: tuple[Tensor, ...]) -> None:
         loss_of(DISTILLATION)(logits, target)
     with pytest.raises(ConfigError, match="distances were given, but no term"):
         loss_of("dice")(logits, target, distances=teacher)
-    with pytest.raises(ConfigError, match=r"classes of boundary: 'bb' is not among the 4 classes \(did you mean 'b'"):
+    with pytest.raises(ConfigError, match=r"classes of boundary: 'bb' is not among the 4 classes; did you mean 'b'"):
         loss_of({"name": "boundary", "classes": ["bb"]})
     with pytest.raises(ConfigError, match="holds a class twice"):
         loss_of({"name": "boundary", "classes": ["b", 1]})
