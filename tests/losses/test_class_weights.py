@@ -154,9 +154,7 @@ def test_a_wrong_number_of_manual_weights_is_an_error_with_the_class_order() -> 
 
 
 def test_misspelt_and_missing_names_in_manual_weights_are_all_reported() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown class 'rode'; did you mean 'road'\?; no weight for 'road', 'sign'"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown class 'rode'; did you mean 'road'\?; no weight for 'road', 'sign'"):
         weights(None, scheme="manual", weights={"rode": 1.0, "car": 1.0, "pole": 2.0})
 
 
