@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.distance import signed_distance
 from segtrain.data.formats import Sample, data_root
 from segtrain.data.headers import FileProblem

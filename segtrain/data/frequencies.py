@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.console import progress
 from segtrain.data.formats import Problem, Sample, bad_files, data_root, find_samples
 from segtrain.data.inspection import Inspector

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.formats import Problem, Sample
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header
 from segtrain.data.masks import LabelRules, decode_image, decode_mask, histogram, narrow, read_checked

@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root
 from segtrain.data.masks import LabelRules
 from segtrain.errors import SegtrainError

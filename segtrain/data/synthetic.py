@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segtrain.config.schema import GenerateConfig
+from segtrain.config.data import GenerateConfig
 from segtrain.data.scenes import CLASSES, HEIGHT, IGNORE, WIDTH, draw_scene
 from segtrain.errors import DataError
 

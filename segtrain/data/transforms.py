@@ -17,7 +17,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # the import below would
 import albumentations as A
 
 from segtrain.config import transforms as sections
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.masks import AnyArray
 from segtrain.errors import ConfigError, DataError
 

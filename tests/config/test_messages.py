@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from segtrain.config import load_config
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.errors import ConfigError
 
 Write = Callable[..., str]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 
 
 @pytest.fixture

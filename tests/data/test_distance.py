@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.distance import signed_distance
 from segtrain.data.formats import find_samples

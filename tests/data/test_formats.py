@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.formats import FORMATS, find_samples
 from segtrain.data.frequencies import check_split
 from segtrain.errors import MAX_LINES, ConfigError, DataError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data import ClassFrequencies, check_split, scan_frequencies
 from segtrain.errors import DataError
 

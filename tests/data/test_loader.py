@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.formats import find_samples
 from segtrain.data.loader import Loader, build_eval_loader, build_train_loader, collate_train

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.data import masks
 from segtrain.data.headers import FileProblem
 from segtrain.data.masks import LabelRules, histogram, read_image, read_mask

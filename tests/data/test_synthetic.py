@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segtrain.config.schema import DataConfig, GenerateConfig
+from segtrain.config.data import DataConfig, GenerateConfig
 from segtrain.data import synthetic
 from segtrain.data.formats import find_samples
 from segtrain.data.scenes import CRACK, HEIGHT, IGNORE, PINHOLE, STAIN, WIDTH, draw_scene

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segtrain.config.schema import DataConfig
+from segtrain.config.data import DataConfig
 from segtrain.config.transforms import TransformConfig
 from segtrain.data.transforms import TRANSFORMS, TrainTransform, resize_image, resize_target
 from segtrain.errors import ConfigError, DataError

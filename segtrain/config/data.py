@@ -1,0 +1,142 @@
+"""The data section of a training file: where the samples are, what their masks mean, and what is done to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from segtrain.config.sections import Count, Positive, Section
+from segtrain.config.transforms import Size, TransformConfig
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+
+MAX_CLASSES = 32767  # what class maps of int16 hold
+MAX_MASK_VALUE = 65535  # of 16-bit masks
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ClassConfig(Section):
+    """One class: a name and, if wished, the colour that shows it."""
+
+    name: str = Field(min_length=1)
+    color: tuple[Channel, Channel, Channel] | None = Field(None, description="RGB, 0 to 255")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_name(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return self.name if self.color is None else serialize(self)
+
+
+class GenerateConfig(Section):
+    """A data set that segtrain draws by itself when data.root does not exist yet."""
+
+    name: Literal["quickstart"]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class NormalizeConfig(Section):
+    """(value / largest value of the image's type − mean) / std, for each channel, on the device."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[Positive, ...] = IMAGENET_STD
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _fractions(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"mean and std are fractions of the value range, from 0 to 1, found {list(values)}: divide numbers "
+                "meant for values of 0 to 255 by 255"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _same_length(self) -> NormalizeConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one of each per channel")
+        return self
+
+
+class DataConfig(Section):
+    """Where images and masks are, what the values of the masks mean, and how images reach the model."""
+
+    root: str = Field(min_length=1, description="folder of the data set; relative to the current folder")
+    generate: GenerateConfig | None = None
+    layout: Literal["folders", "lists"] = Field(
+        "folders", description="folders: images/<split> and masks/<split> paired by stem; lists: text files of pairs"
+    )
+    images: str = "images"
+    masks: str = "masks"
+    splits: dict[str, str] = Field(
+        default_factory=lambda: {"train": "train", "val": "val", "test": "test"},
+        description="split name: sub-folder (folders) or list file under root (lists)",
+    )
+    classes: tuple[ClassConfig, ...] = Field(min_length=1)
+    label_map: dict[int, int | str] | None = Field(
+        None, description="raw mask value: class name, class number or 'ignore'; values not listed are errors"
+    )
+    ignore_index: int = 255
+    on_bad: Literal["error", "skip"] = Field("error", description="skip: leave bad samples out, and count them")
+    max_pixels: Count = Field(100_000_000, description="larger images are refused before they are decoded")
+    input_size: Size | None = Field(None, description="[height, width] to which images are resized for the model")
+    normalize: NormalizeConfig = NormalizeConfig()
+    train_transforms: tuple[TransformConfig, ...] = ()
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_names(cls, classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+        if len(classes) > MAX_CLASSES:
+            raise ValueError(f"{len(classes)} classes: at most {MAX_CLASSES} can be told apart")
+        names = [entry.name for entry in classes]
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+        if repeated:
+            raise ValueError(f"class names must be distinct, found twice: {', '.join(repeated)}")
+        if len(names) == 1:
+            raise ValueError("one class leaves nothing to tell apart: name the background as a class too")
+        if "ignore" in names:
+            raise ValueError("'ignore' is the word for pixels that count nowhere: give the class another name")
+        return classes
+
+    @field_validator("label_map")
+    @classmethod
+    def _values_of_masks(cls, label_map: dict[int, int | str] | None) -> dict[int, int | str] | None:
+        outside = [raw for raw in label_map or {} if not 0 <= raw <= MAX_MASK_VALUE]
+        if outside:
+            raise ValueError(
+                f"masks hold values from 0 to {MAX_MASK_VALUE}, so none can be {', '.join(map(str, outside[:5]))}: "
+                "the keys are the values in the mask files"
+            )
+        return label_map
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> DataConfig:
+        num_classes = len(self.classes)
+        if num_classes > 255 and self.ignore_index != -1:
+            raise ValueError(f"{num_classes} classes need ignore_index: -1 (masks are then int16)")
+        if num_classes <= 255 and not num_classes <= self.ignore_index <= 255:
+            raise ValueError(
+                f"ignore_index must lie in {num_classes} (the number of classes) to 255, found {self.ignore_index}"
+            )
+        names = [entry.name for entry in self.classes]
+        for raw, label in (self.label_map or {}).items():
+            if isinstance(label, str) and label != "ignore" and label not in names:
+                raise ValueError(
+                    f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(names)}, or 'ignore'"
+                )
+            if isinstance(label, int) and not 0 <= label < num_classes:
+                raise ValueError(f"label_map[{raw}]: class {label} is not in 0 to {num_classes - 1}")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers."""
+        return tuple(entry.name for entry in self.classes)
