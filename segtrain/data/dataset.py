@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from segtrain.config.data import DataConfig
 from segtrain.data.distance import signed_distance
 from segtrain.data.formats import Sample, data_root
-from segtrain.data.headers import FileProblem
 from segtrain.data.masks import AnyArray, LabelRules, read_image, read_mask
+from segtrain.data.problems import FileProblem, Kind
+from segtrain.data.samples import Samples
 from segtrain.data.transforms import TrainTransform, resize_image
 from segtrain.errors import ConfigError, DataError, some
 
@@ -27,7 +28,7 @@ class SegmentationDataset(Dataset[Item]):
         in_channels = len(data.normalize.mean)
         if in_channels not in READABLE_CHANNELS:
             raise ConfigError(f"model.in_channels is {in_channels}: image files are read with 1 or 3 channels")
-        self.samples = list(samples)
+        self.samples = Samples.pack(samples)
         self.data = data
         self.name = f"{split!r} of {data_root(data)}"
         self.rules = LabelRules.from_config(data)
@@ -40,7 +41,7 @@ class SegmentationDataset(Dataset[Item]):
         """Read image [H, W, C] uint8 or uint16 and target [H, W] as stored; raises FileProblem."""
         sample = self.samples[index]
         if sample.mask is None:
-            raise FileProblem(sample.image, "has no mask")
+            raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         image = read_image(sample.image, in_channels=self._in_channels, max_pixels=self.data.max_pixels)
         try:
             target = self.rules.encode(read_mask(sample.mask, max_pixels=self.data.max_pixels))
@@ -50,7 +51,7 @@ class SegmentationDataset(Dataset[Item]):
             raise FileProblem(sample.mask, str(error)) from error
         if image.shape[:2] != target.shape:
             sizes = f"{target.shape[1]}x{target.shape[0]}, the image {image.shape[1]}x{image.shape[0]}"
-            raise FileProblem(sample.mask, f"the mask is {sizes}")
+            raise FileProblem(sample.mask, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
         return image, target
 
 

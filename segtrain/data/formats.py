@@ -10,9 +10,8 @@ from pathlib import Path
 
 from segtrain.config.data import DataConfig
 from segtrain.data.headers import SUFFIXES
+from segtrain.data.problems import Kind, Problem
 from segtrain.errors import ConfigError, DataError, listing
-
-Problem = tuple[Path, str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def bad_files(problems: list[Problem], data: DataConfig, *, split: str, nothing_
     number = f"{len(problems)} bad file{'s' if len(problems) != 1 else ''}"
     head = f"{number} in split {split!r} of {data_root(data)}"
     advice = "nothing is left to use" if nothing_left else "mend them, or leave them out with data.on_bad: skip"
-    return DataError(listing(f"{head}: {advice}", [f"{path}: {reason}" for path, reason in problems]))
+    return DataError(listing(f"{head}: {advice}", [f"{problem.path}: {problem.reason}" for problem in problems]))
 
 
 def _find_in_folders(data: DataConfig, root: Path, split: str) -> Listing:
@@ -95,12 +94,13 @@ def _find_in_folders(data: DataConfig, root: Path, split: str) -> Listing:
     for name, found in images.items():
         candidates = masks.get(name, [])
         if len(found) > 1:
-            problems.append((found[0], f"the same stem twice: {_names(found)}"))
+            problems.append(Problem(found[0], f"the same stem twice: {_names(found)}", Kind.AMBIGUOUS))
         elif not candidates:
             expected = mask_folder / f"{name}.png"
-            problems.append((found[0], f"no mask: expected {expected} (or {_suffixes(without='.png')})"))
+            reason = f"no mask: expected {expected} (or {_suffixes(without='.png')})"
+            problems.append(Problem(found[0], reason, Kind.MISSING))
         elif len(candidates) > 1:
-            problems.append((candidates[0], f"two masks for one image: {_names(candidates)}"))
+            problems.append(Problem(candidates[0], f"two masks for one image: {_names(candidates)}", Kind.AMBIGUOUS))
         else:
             samples.append(Sample(name, found[0], candidates[0]))
     unused = [path for name, found in masks.items() if name not in images for path in found]
@@ -151,11 +151,11 @@ def _find_in_lists(data: DataConfig, root: Path, split: str) -> Listing:
         name = image.with_suffix("").as_posix().lstrip("/")
         first = lines.setdefault(name, number)
         if first != number:
-            problems.append((path, f"lines {first} and {number} name the same sample: {name}"))
+            problems.append(Problem(path, f"lines {first} and {number} name the same sample: {name}", Kind.AMBIGUOUS))
         elif not (root / image).is_file():
-            problems.append((root / image, f"no such image (line {number} of {path})"))
+            problems.append(Problem(root / image, f"no such image (line {number} of {path})", Kind.MISSING))
         elif not (root / mask).is_file():
-            problems.append((root / mask, f"no such mask (line {number} of {path})"))
+            problems.append(Problem(root / mask, f"no such mask (line {number} of {path})", Kind.MISSING))
         else:
             samples.append(Sample(name, root / image, root / mask))
     if not lines:

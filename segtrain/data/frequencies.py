@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
 from segtrain.console import progress
-from segtrain.data.formats import Problem, Sample, bad_files, data_root, find_samples
+from segtrain.data.formats import Sample, bad_files, data_root, find_samples
 from segtrain.data.inspection import Inspector
 from segtrain.data.masks import LabelRules, suggest_binary_map
+from segtrain.data.problems import Problem
 from segtrain.data.scan_cache import Entry, ScanCache, Signature, signature_of
 from segtrain.errors import DataError
 from segtrain.machine import usable_cores

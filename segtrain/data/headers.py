@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from segtrain.errors import DataError
+from segtrain.data.problems import FileProblem, Kind
 
 SUFFIXES = {
     ".png": "PNG",
@@ -35,18 +35,6 @@ _READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
-
-
-class FileProblem(DataError):
-    """One file cannot be used, for a reason of its own."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +77,7 @@ def read_header(stream: BinaryIO, path: Path, *, max_pixels: int) -> Header:
     start_of_pixels = stream.tell()
     width, height = image.size
     if width * height > max_pixels:
-        raise FileProblem(path, f"{width}x{height} pixels are more than data.max_pixels: {max_pixels}")
+        raise FileProblem(path, f"{width}x{height} pixels are more than data.max_pixels: {max_pixels}", Kind.TOO_LARGE)
     return Header(
         kind=str(image.format),
         height=height,

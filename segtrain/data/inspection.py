@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.formats import Problem, Sample
-from segtrain.data.headers import NOT_ROTATED, SUFFIXES, FileProblem, Header
+from segtrain.data.formats import Sample
+from segtrain.data.headers import NOT_ROTATED, SUFFIXES, Header
 from segtrain.data.masks import LabelRules, decode_image, decode_mask, histogram, narrow, read_checked
+from segtrain.data.problems import FileProblem, Kind, Problem
 from segtrain.errors import DataError
 
 
@@ -29,19 +30,17 @@ class Inspector:
         image: Header | None = None
         try:
             image = self._check_image(sample.image)
-        except FileProblem as problem:
-            problems.append((problem.path, problem.reason))
+        except FileProblem as error:
+            problems.append(error.problem)
         try:
             counts = self._count_mask(sample, image)
-        except FileProblem as problem:
-            problems.append((problem.path, problem.reason))
+        except FileProblem as error:
+            problems.append(error.problem)
         return counts, problems
 
     def _check_image(self, path: Path) -> Header:
         data, header = read_checked(path, max_pixels=self._max_pixels)
-        reason = _explain_header(header, path)
-        if reason:
-            raise FileProblem(path, reason)
+        _check_header(header, path)
         # Damage in the middle of a file shows in no header: only decoding finds it before training does.
         decode_image(data, header, path=path, in_channels=self._in_channels)
         return header
@@ -49,34 +48,34 @@ class Inspector:
     def _count_mask(self, sample: Sample, image: Header | None) -> NDArray[np.int64]:
         path = sample.mask
         if path is None:
-            raise FileProblem(sample.image, "has no mask")
+            raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         data, header = read_checked(path, max_pixels=self._max_pixels)
-        reason = _explain_header(header, path)
+        _check_header(header, path)
         if image is not None and (header.height, header.width) != (image.height, image.width):
-            reason = reason or f"the mask is {header.size}, its image {image.size}"
-        if reason:
-            raise FileProblem(path, reason)
+            raise FileProblem(path, f"the mask is {header.size}, its image {image.size}", Kind.SIZE_MISMATCH)
         try:
             values = histogram(narrow(decode_mask(data, header, path=path)))
         except FileProblem:
             raise
         except DataError as error:
-            raise FileProblem(path, str(error)) from error
+            raise FileProblem(path, str(error), Kind.PIXEL_TYPE) from error
         unknown = self.rules.explain_unknown(values)
         if unknown:
-            raise FileProblem(path, unknown)
+            held = np.flatnonzero(values)
+            raise FileProblem(path, unknown, Kind.UNKNOWN_VALUES, values=np.stack([held, values[held]]))
         return self.rules.count(values)
 
 
-def _explain_header(header: Header, path: Path) -> str:
-    """Say what is wrong with a file by its header alone; empty when nothing is."""
+def _check_header(header: Header, path: Path) -> None:
+    """Raise FileProblem for what is wrong with a file by its header alone."""
     if not header.complete:
-        return f"truncated {header.kind}: the end of the file is missing"
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
     if SUFFIXES.get(path.suffix.lower()) != header.kind:
-        return f"the name ends in {path.suffix}, but the file is {header.kind}: rename it"
+        reason = f"the name ends in {path.suffix}, but the file is {header.kind}: rename it"
+        raise FileProblem(path, reason, Kind.MISNAMED)
     if header.orientation != NOT_ROTATED:
-        return (
+        reason = (
             f"EXIF orientation {header.orientation}: viewers turn this file, its partner is stored as it is. Turn the "
             "pixels (mogrify -auto-orient) if the pair then fits, else remove the tag (exiftool -Orientation=)"
         )
-    return ""
+        raise FileProblem(path, reason, Kind.ROTATED)

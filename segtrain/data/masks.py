@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.headers import FileProblem, Header, open_image, read_header
+from segtrain.data.headers import Header, open_image, read_header
+from segtrain.data.problems import FileProblem, Kind
 from segtrain.errors import DataError, some
 
 AnyArray = NDArray[Any]
@@ -49,13 +50,13 @@ def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray
 def decode_image(data: bytes, header: Header, *, path: Path, in_channels: int) -> AnyArray:
     """Decode the bytes of an image file whose header is known; see read_image."""
     if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
     reason = explain_mode(header, in_channels)
     if reason:
-        raise FileProblem(path, reason)
+        raise FileProblem(path, reason, Kind.PIXEL_TYPE)
     pixels = _decode(data, path)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign")
+        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign", Kind.PIXEL_TYPE)
     if pixels.ndim == 2 or header.mode in GRAY_MODES:
         channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
         return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
@@ -90,13 +91,15 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
 def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
     if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing")
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
     if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
         return _one_channel(_decode(data, path), header, path)
     if header.mode not in ("P", "1", "I"):
         pixels = _decode(data, path)
         if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
-            raise FileProblem(path, f"{header.mode} {header.kind}: a mask holds whole numbers of 8 or 16 bits")
+            raise FileProblem(
+                path, f"{header.mode} {header.kind}: a mask holds whole numbers of 8 or 16 bits", Kind.PIXEL_TYPE
+            )
         return _unscale(pixels, data, header)
     # OpenCV turns palette indices into the palette's colours, and 0/1 into 0/255.
     try:
@@ -111,12 +114,13 @@ def _one_channel(pixels: AnyArray, header: Header, path: Path) -> AnyArray:
     """The common value of the channels of an opaque mask, [H, W]; raises FileProblem where they differ."""
     kind = f"{header.mode} {header.kind}"
     if header.mode not in ("RGB", "RGBA", "LA") or pixels.dtype not in (np.uint8, np.uint16):
-        raise FileProblem(path, f"{kind}: {COLOR_MASK}")
+        raise FileProblem(path, f"{kind}: {COLOR_MASK}", Kind.PIXEL_TYPE)
     blue, green, red = (pixels[:, :, channel] for channel in range(3))
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
-        raise FileProblem(path, f"{kind}: {COLOR_MASK}")
+        raise FileProblem(path, f"{kind}: {COLOR_MASK}", Kind.PIXEL_TYPE)
     if pixels.shape[2] == 4 and not (pixels[:, :, 3] == np.iinfo(pixels.dtype).max).all():
-        raise FileProblem(path, f"{kind}: some pixels are transparent; save the mask without an alpha channel")
+        reason = "some pixels are transparent; save the mask without an alpha channel"
+        raise FileProblem(path, f"{kind}: {reason}", Kind.PIXEL_TYPE)
     return np.ascontiguousarray(blue)
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 from segtrain.config import Config
 from segtrain.console import progress
 from segtrain.data.formats import image_files
-from segtrain.data.headers import SUFFIXES, FileProblem
+from segtrain.data.headers import SUFFIXES
 from segtrain.data.masks import read_image
+from segtrain.data.problems import FileProblem
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import colorize, overlay, palette
 from segtrain.engine.predict import Predictor

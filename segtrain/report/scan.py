@@ -52,7 +52,7 @@ def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
         lines.append(f"absent: {', '.join(absent)}")
     if result.problems:
         lines.append(f"left out (data.on_bad: skip): {len(result.problems)} bad files")
-        lines += [f"  {path}: {reason}" for path, reason in result.problems]
+        lines += [f"  {problem.path}: {problem.reason}" for problem in result.problems]
     if result.unused_masks:
         head = f"masks without an image, not used: {len(result.unused_masks)}"
         lines += listing(head, result.unused_masks).splitlines()
@@ -71,7 +71,10 @@ def write_frequencies(path: Path, result: ScanResult, *, names: Sequence[str], s
         "ignored_share": frequencies.ignored_share,
         "imbalance_ratio": None if np.isnan(ratio) else ratio,
         "unused_masks": [str(file) for file in result.unused_masks],
-        "problems": [{"file": str(file), "reason": reason} for file, reason in result.problems],
+        "problems": [
+            {"file": str(problem.path), "kind": problem.kind.value, "reason": problem.reason}
+            for problem in result.problems
+        ],
     }
     write_json(path, content)
 

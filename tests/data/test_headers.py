@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.data.headers import SUFFIXES, FileProblem, Header, read_header
+from segtrain.data.headers import SUFFIXES, Header, read_header
+from segtrain.data.problems import FileProblem
 
 LIMIT = 10**8
 
