@@ -155,11 +155,15 @@ def test_evaluation_keeps_the_targets_size_and_the_order(
 
 
 class Deadly(TrainDataset):
-    """Ends the worker that reads sample 7, as the kernel does when memory runs out."""
+    """Ends the worker that reads sample 7, as the kernel does when memory runs out, once `may_die` is there."""
+
+    may_die: Path
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         if key[0] == 7:
-            time.sleep(0.3)  # the batch before is on its way
+            # The batch before may still be in the hands of the worker's sending thread, and would die with it.
+            while not self.may_die.exists():
+                time.sleep(0.01)
             os._exit(1)
         return super().__getitem__(key)
 
@@ -179,13 +183,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_dead_worker_names_the_data_set_and_the_samples(train_set: Callable[..., TrainDataset]) -> None:
+def test_a_dead_worker_names_the_data_set_and_the_samples(
+    train_set: Callable[..., TrainDataset], tmp_path: Path
+) -> None:
     dataset = train_set(8)
     deadly = Deadly(dataset.samples, dataset.data)
+    deadly.may_die = tmp_path / "may_die"
     handler = signal.getsignal(signal.SIGCHLD)
     loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate=collate_train, workers=1, pin_memory=False)
+    batches = iter(loader)
+    next(batches)
+    deadly.may_die.touch()
     with pytest.raises(DataError, match=r"read samples 6 to 7 of split 'train' of .*dataset.*data.workers: 0"):
-        list(loader)
+        next(batches)
     loader.close()
     assert signal.getsignal(signal.SIGCHLD) is handler
 
