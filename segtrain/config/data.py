@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from segtrain.config.layouts import explain_foreign_keys
 from segtrain.config.sections import Count, Positive, Section
 from segtrain.config.transforms import Size, TransformConfig
 
@@ -116,6 +117,13 @@ class DataConfig(Section):
                 "the keys are the values in the mask files"
             )
         return label_map
+
+    @model_validator(mode="after")
+    def _layout_reads_all(self) -> DataConfig:
+        foreign = explain_foreign_keys(self.layout, self.changed_keys())
+        if foreign:
+            raise ValueError(foreign)
+        return self
 
     @model_validator(mode="after")
     def _labels_agree(self) -> DataConfig:

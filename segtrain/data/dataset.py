@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from segtrain.config.data import DataConfig
 from segtrain.data.distance import signed_distance
-from segtrain.data.formats import Sample, data_root
-from segtrain.data.masks import AnyArray, LabelRules, read_image, read_mask
+from segtrain.data.formats import Sample, data_root, mask_reader
+from segtrain.data.masks import AnyArray, LabelRules, read_image
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Samples
 from segtrain.data.transforms import TrainTransform, resize_image
@@ -32,6 +32,7 @@ class SegmentationDataset(Dataset[Item]):
         self.data = data
         self.name = f"{split!r} of {data_root(data)}"
         self.rules = LabelRules.from_config(data)
+        self._read_mask = mask_reader(data)
         self._in_channels = in_channels
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class SegmentationDataset(Dataset[Item]):
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         image = read_image(sample.image, in_channels=self._in_channels, max_pixels=self.data.max_pixels)
         try:
-            target = self.rules.encode(read_mask(sample.mask, max_pixels=self.data.max_pixels))
+            target = self.rules.encode(self._read_mask(sample))
         except FileProblem:
             raise
         except DataError as error:

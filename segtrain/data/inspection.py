@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.formats import Sample
+from segtrain.data.formats import Sample, mask_reader
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, Header
-from segtrain.data.masks import LabelRules, decode_image, decode_mask, histogram, narrow, read_checked
+from segtrain.data.masks import LabelRules, decode_image, histogram, narrow, read_checked
 from segtrain.data.problems import FileProblem, Kind, Problem
 from segtrain.errors import DataError
 
@@ -20,6 +21,7 @@ class Inspector:
 
     def __init__(self, data: DataConfig) -> None:
         self.rules = LabelRules.from_config(data)
+        self._read_mask = mask_reader(data)
         self._max_pixels = data.max_pixels
         self._in_channels = len(data.normalize.mean)
 
@@ -49,21 +51,27 @@ class Inspector:
         path = sample.mask
         if path is None:
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
-        data, header = read_checked(path, max_pixels=self._max_pixels)
-        _check_header(header, path)
-        if image is not None and (header.height, header.width) != (image.height, image.width):
-            raise FileProblem(path, f"the mask is {header.size}, its image {image.size}", Kind.SIZE_MISMATCH)
         try:
-            values = histogram(narrow(decode_mask(data, header, path=path)))
+            raw = narrow(self._read_mask(sample, check=partial(_check_mask_header, image=image)))
         except FileProblem:
             raise
         except DataError as error:
             raise FileProblem(path, str(error), Kind.PIXEL_TYPE) from error
+        if image is not None and raw.shape != (image.height, image.width):  # of masks that come from no header
+            size = f"{raw.shape[1]}x{raw.shape[0]}"
+            raise FileProblem(path, f"the mask of {sample.name} is {size}, its image {image.size}", Kind.SIZE_MISMATCH)
+        values = histogram(raw)
         unknown = self.rules.explain_unknown(values)
         if unknown:
             held = np.flatnonzero(values)
             raise FileProblem(path, unknown, Kind.UNKNOWN_VALUES, values=np.stack([held, values[held]]))
         return self.rules.count(values)
+
+
+def _check_mask_header(header: Header, path: Path, *, image: Header | None) -> None:
+    _check_header(header, path)
+    if image is not None and (header.height, header.width) != (image.height, image.width):
+        raise FileProblem(path, f"the mask is {header.size}, its image {image.size}", Kind.SIZE_MISMATCH)
 
 
 def _check_header(header: Header, path: Path) -> None:

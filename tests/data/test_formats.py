@@ -8,11 +8,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import FORMATS, find_samples
 from segtrain.data.frequencies import check_split
-from segtrain.errors import MAX_LINES, ConfigError, DataError
+from segtrain.errors import MAX_LINES, DataError
 from segtrain.report.scan import summary_lines
 
 Make = Callable[..., DataConfig]
@@ -202,6 +203,7 @@ def test_a_missing_list_is_told(data_config: Make, tmp_path: Path) -> None:
         find_samples(lists(data_config, tmp_path, ""), "val")
 
 
-def test_folder_keys_are_not_ignored_with_lists(data_config: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="belong to layout: folders"):
-        find_samples(lists(data_config, tmp_path, "a.png m.png", images="photos"), "train")
+@pytest.mark.parametrize("key", ["images", "masks"])
+def test_folder_keys_are_not_ignored_with_lists(data_config: Make, key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"data\.{key} belongs to layout: folders, and the layout is lists"):
+        data_config(layout="lists", **{key: "photos"})

@@ -1,0 +1,90 @@
+"""Finds the samples of a split, and how their masks are read: the layouts in which people keep images and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segtrain.config.data import DataConfig
+from segtrain.data.formats.base import HeaderCheck, Layout, Listing, MaskReader, Sample, image_files
+from segtrain.data.formats.folders import FOLDERS
+from segtrain.data.formats.lists import LISTS
+from segtrain.data.problems import Problem
+from segtrain.errors import DataError, listing
+
+__all__ = [
+    "FORMATS",
+    "HeaderCheck",
+    "Layout",
+    "Listing",
+    "MaskReader",
+    "Sample",
+    "bad_files",
+    "data_root",
+    "ensure_data",
+    "find_samples",
+    "image_files",
+    "mask_reader",
+    "present_splits",
+]
+
+FORMATS: dict[str, Layout] = {
+    "folders": FOLDERS,
+    "lists": LISTS,
+}
+
+
+def find_samples(data: DataConfig, split: str) -> Listing:
+    """List the samples of a split and what is wrong with the others.
+
+    Raises:
+        DataError: missing root or split, or a split without any image.
+    """
+    if split not in data.splits:
+        raise DataError(f"data.splits has no {split!r}; it has: {', '.join(data.splits)}")
+    ensure_data(data)
+    root = data_root(data)
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder {root} (seen from {Path.cwd()}); see data/README.md for the layouts")
+    return FORMATS[data.layout].find(data, root, split)
+
+
+def mask_reader(data: DataConfig) -> MaskReader:
+    """How the raw masks of this data section are read."""
+    return FORMATS[data.layout].reader(data)
+
+
+def present_splits(data: DataConfig) -> list[str]:
+    """Return the configured splits whose folder or list file exists, in the order of data.splits."""
+    root = data_root(data)
+    return [split for split in data.splits if FORMATS[data.layout].exists(data, root, split)]
+
+
+def ensure_data(data: DataConfig) -> None:
+    """Draw the data set of data.generate if its folder does not exist yet.
+
+    Raises:
+        DataError: the folder holds something else than this very set.
+    """
+    if data.generate is None:
+        return
+    from segtrain.data import synthetic  # only the quickstart needs it
+
+    root = data_root(data)
+    if root.exists():
+        synthetic.check_generated(root, data.generate)
+    else:
+        synthetic.generate(root, data.generate)
+
+
+def data_root(data: DataConfig) -> Path:
+    """The folder of the data set."""
+    return Path(data.root).expanduser()
+
+
+def bad_files(problems: Sequence[Problem], data: DataConfig, *, split: str, nothing_left: bool = False) -> DataError:
+    """One error that lists bad files with their reasons: at most 20, and the total."""
+    number = f"{len(problems)} bad file{'s' if len(problems) != 1 else ''}"
+    head = f"{number} in split {split!r} of {data_root(data)}"
+    advice = "nothing is left to use" if nothing_left else "mend them, or leave them out with data.on_bad: skip"
+    return DataError(listing(f"{head}: {advice}", [f"{problem.path}: {problem.reason}" for problem in problems]))
