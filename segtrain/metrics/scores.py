@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segtrain.metrics.confusion import ConfusionMatrix
+from segtrain.metrics.multilabel import MultiLabelConfusion
 
 if TYPE_CHECKING:
     from segtrain.data import ClassFrequencies
@@ -53,7 +54,7 @@ def tail_classes(pixels: Sequence[int] | Tensor | Any, fraction: float = 1 / 3) 
 
 
 def compute_scores(
-    confusion: ConfusionMatrix,
+    confusion: ConfusionMatrix | MultiLabelConfusion,
     class_names: Sequence[str],
     *,
     frequencies: ClassFrequencies | None = None,
@@ -64,7 +65,9 @@ def compute_scores(
 
     The tail is chosen by training pixels (`frequencies`), or by the evaluated targets where these are
     not known. Undefined classes are left out of means; a mean of nothing is NaN. fwiou is the mean of the
-    IoU weighted by the evaluated pixels of each class.
+    IoU weighted by the evaluated pixels of each class. Of classes that do not exclude each other (MultiLabelConfusion)
+    every number is that of the class itself, present against absent; pixel_accuracy is the share of right (pixel, class)
+    pairs.
     """
     if len(class_names) != confusion.num_classes:
         raise ValueError(f"{len(class_names)} class names for {confusion.num_classes} classes")
