@@ -1,4 +1,4 @@
-"""The counts of classes that do not exclude each other: a 2x2 table for each, and the labels that thresholds predict."""
+"""The counts of classes that do not exclude each other, a 2x2 table each, and the labels that thresholds predict."""
 
 from __future__ import annotations
 

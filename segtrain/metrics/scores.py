@@ -66,8 +66,7 @@ def compute_scores(
     The tail is chosen by training pixels (`frequencies`), or by the evaluated targets where these are
     not known. Undefined classes are left out of means; a mean of nothing is NaN. fwiou is the mean of the
     IoU weighted by the evaluated pixels of each class. Of classes that do not exclude each other (MultiLabelConfusion)
-    every number is that of the class itself, present against absent; pixel_accuracy is the share of right (pixel, class)
-    pairs.
+    every number is that of the class itself, present against absent, and pixel_accuracy counts (pixel, class) pairs.
     """
     if len(class_names) != confusion.num_classes:
         raise ValueError(f"{len(class_names)} class names for {confusion.num_classes} classes")
