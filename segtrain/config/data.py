@@ -14,6 +14,7 @@ from segtrain.config.transforms import Size, TransformConfig
 Channel = Annotated[int, Field(ge=0, le=255)]
 
 MAX_CLASSES = 32767  # what class maps of int16 hold
+MAX_LABELS = 254  # of classes that may overlap: beside them, 'none' and 'ignore' are told apart in a byte
 MAX_MASK_VALUE = 65535  # of 16-bit masks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,8 +82,13 @@ class DataConfig(Section):
         description="split name: sub-folder (folders) or list file under root (lists)",
     )
     classes: tuple[ClassConfig, ...] = Field(min_length=1)
+    labels: Literal["exclusive", "multi_label"] = Field(
+        "exclusive", description="multi_label: classes may overlap, each is a yes or no; so it is with a single class"
+    )
     label_map: dict[int, int | str] | None = Field(
-        None, description="raw mask value: class name, class number or 'ignore'; values not listed are errors"
+        None,
+        description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "
+        "classes); values not listed are errors",
     )
     ignore_index: int = 255
     on_bad: Literal["error", "skip"] = Field("error", description="skip: leave bad samples out, and count them")
@@ -101,8 +107,6 @@ class DataConfig(Section):
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise ValueError(f"class names must be distinct, found twice: {', '.join(repeated)}")
-        if len(names) == 1:
-            raise ValueError("one class leaves nothing to tell apart: name the background as a class too")
         if "ignore" in names:
             raise ValueError("'ignore' is the word for pixels that count nowhere: give the class another name")
         return classes
@@ -134,15 +138,45 @@ class DataConfig(Section):
             raise ValueError(
                 f"ignore_index must lie in {num_classes} (the number of classes) to 255, found {self.ignore_index}"
             )
-        names = [entry.name for entry in self.classes]
+        words = ("ignore", "none") if self.multi_label else ("ignore",)
         for raw, label in (self.label_map or {}).items():
-            if isinstance(label, str) and label != "ignore" and label not in names:
+            if isinstance(label, str) and label not in (*words, *self.class_names):
+                spelled = " or ".join(repr(word) for word in words)
                 raise ValueError(
-                    f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(names)}, or 'ignore'"
+                    f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(self.class_names)}, or {spelled}"
                 )
             if isinstance(label, int) and not 0 <= label < num_classes:
                 raise ValueError(f"label_map[{raw}]: class {label} is not in 0 to {num_classes - 1}")
         return self
+
+    @model_validator(mode="after")
+    def _multi_label_is_said(self) -> DataConfig:
+        if not self.multi_label:
+            return self
+        num_classes = len(self.classes)
+        if num_classes > MAX_LABELS:
+            raise ValueError(f"labels: multi_label goes with {MAX_LABELS} classes at most, found {num_classes}")
+        if self.ignore_index <= num_classes:
+            raise ValueError(
+                f"ignore_index must lie in {num_classes + 1} (the number of classes, and 'none') to 255 with labels "
+                f"that may overlap, found {self.ignore_index}"
+            )
+        if "none" in self.class_names:
+            raise ValueError("'none' is the word for pixels of none of the classes: give the class another name")
+        if num_classes > 1 and self.label_map is None:
+            raise ValueError(
+                "labels: multi_label with one mask for each image needs label_map, which says of each value in the "
+                "masks which class it is, or 'none' of them: such as {0: none, 1: " + self.class_names[0] + "}"
+            )
+        return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class is a yes or no of its own at each pixel: targets are [C, H, W] of 0, 1 and ignore_index.
+
+        It is so with `labels: multi_label`, and with a single class (binary segmentation).
+        """
+        return self.labels == "multi_label" or len(self.classes) == 1
 
     @property
     def class_names(self) -> tuple[str, ...]:

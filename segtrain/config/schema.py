@@ -79,6 +79,10 @@ class TileConfig(Section):
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
 
 
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+DEFAULT_THRESHOLD = 0.5
+
+
 class EvaluateConfig(Section):
     """How predictions are made and which means are reported besides the mean of all classes."""
 
@@ -91,6 +95,27 @@ class EvaluateConfig(Section):
     prior_tau: Positive | None = Field(
         None, description="predict argmax(z - prior_tau log(share of the class)): post-hoc logit adjustment"
     )
+    threshold: Threshold | dict[str, Threshold] = Field(
+        0.5, description="multi-label: a class is present from this probability on; {class name: threshold}, else 0.5"
+    )
+    tune_thresholds: bool = Field(
+        False, description="multi-label: choose each class's threshold on val; the checkpoint keeps it for test and use"
+    )
+
+    @model_validator(mode="after")
+    def _one_source_of_thresholds(self) -> EvaluateConfig:
+        if self.tune_thresholds and "threshold" in self.changed_keys():
+            raise ValueError(
+                "threshold is given, and tune_thresholds chooses another one: drop threshold, or set "
+                "tune_thresholds: false"
+            )
+        return self
+
+    def thresholds(self, class_names: tuple[str, ...]) -> tuple[float, ...]:
+        """Return the threshold of each class in the order of the classes, as the section gives it."""
+        if isinstance(self.threshold, dict):
+            return tuple(self.threshold.get(name, DEFAULT_THRESHOLD) for name in class_names)
+        return (self.threshold,) * len(class_names)
 
 
 def _loss_kind(value: Any) -> str:
@@ -115,6 +140,36 @@ class Config(Section):
     optimizer: OptimizerConfig = AdamW(name="adamw", lr=1e-3)
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Config:
+        """What is decided by whether classes exclude each other fits together."""
+        names, section = self.data.class_names, self.evaluate
+        if not self.data.multi_label:
+            if section.changed_keys() & {"threshold", "tune_thresholds"}:
+                raise ValueError(
+                    "evaluate.threshold and tune_thresholds decide whether a class is present, and of classes that "
+                    "exclude each other the most probable one is predicted: drop them, or set data.labels: multi_label"
+                )
+            return self
+        if self.loss != "auto" and self.loss.activation == "softmax":
+            raise ValueError(
+                "one class leaves nothing to tell apart with a softmax: set loss.activation: sigmoid, which asks yes "
+                "or no at each pixel, or name the background as a class too"
+                if len(names) == 1
+                else "data.labels: multi_label goes with loss.activation: sigmoid, and it is softmax, which makes "
+                "classes exclude each other: set it, or drop labels"
+            )
+        if section.prior_tau is not None:
+            raise ValueError(
+                "evaluate.prior_tau adjusts classes that exclude each other, and here each is a yes or no of its own: "
+                "drop it; evaluate.threshold and tune_thresholds weigh misses against false alarms"
+            )
+        named = section.threshold if isinstance(section.threshold, dict) else {}
+        unknown = [name for name in named if name not in names]
+        if unknown:
+            raise ValueError(f"evaluate.threshold: {', '.join(unknown)} not among the classes: {', '.join(names)}")
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
