@@ -24,11 +24,20 @@ def run(args: argparse.Namespace) -> int:
     """Print the table and write frequencies.json, images.csv and classes.png; return 0.
 
     Without --split the other splits whose folder or list is there are checked too; the first bad split ends it.
+    Under torchrun each process reads its share, and the first one reports.
     """
+    from segtrain.distributed import joined_ranks
+
+    with joined_ranks():
+        return _scan(args)
+
+
+def _scan(args: argparse.Namespace) -> int:
     from segtrain.config import load_config
     from segtrain.console import make_console, say
     from segtrain.data.formats import present_splits
     from segtrain.data.frequencies import check_split
+    from segtrain.distributed import rank
     from segtrain.report import scan as report
 
     config = load_config(args.config, args.overrides)
@@ -38,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     result = scan(split)
     others = [] if args.split else [other for other in present_splits(config.data) if other != split]
     num_checked = {other: scan(other).frequencies.num_images for other in others}
+    if rank() != 0:
+        return 0
     console = make_console()
     say(console, f"{config.name}: {split}")
     console.print(report.frequency_table(result.frequencies, names))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,13 @@ from segtrain.data.formats import Sample, bad_files, data_root, find_samples
 from segtrain.data.inspection import Inspector
 from segtrain.data.masks import LabelRules, suggest_binary_map
 from segtrain.data.problems import Problem
-from segtrain.data.scan_cache import Entry, ScanCache, Signature, signature_of
+from segtrain.data.samples import Samples
+from segtrain.data.scan import look_at_all
+from segtrain.data.scan_cache import ScanCache
+from segtrain.distributed import rank, world_size
 from segtrain.errors import DataError
-from segtrain.machine import usable_cores
 
 Counts = NDArray[np.int64]
-SMALL_SET = 64  # below this many files, threads cost more than they save
-MAX_WORKERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +60,13 @@ class ClassFrequencies:
     def from_counts(cls, counts: Counts) -> ClassFrequencies:
         """From pixels per image and class, int64 [num_images, C + 1]; the last column counts ignored pixels."""
         classes = counts[:, :-1]
-        held = classes > 0
+        valid = classes.sum(axis=1)
+        # class by class: another [num_images, C] would be as large as all that is known of a large split
+        held = [column > 0 for column in classes.T]
         return cls(
             pixels=classes.sum(axis=0),
-            images=held.sum(axis=0),
-            image_pixels=(held * classes.sum(axis=1, keepdims=True)).sum(axis=0),
+            images=np.array([one.sum() for one in held], np.int64),
+            image_pixels=np.array([valid[one].sum() for one in held], np.int64),
             ignored=int(counts[:, -1].sum()),
             num_images=len(counts),
         )
@@ -117,7 +118,7 @@ class ScanResult:
     """
 
     frequencies: ClassFrequencies
-    samples: list[Sample]
+    samples: Samples[Sample]
     counts: Counts
     problems: list[Problem]
     num_read: int
@@ -126,7 +127,7 @@ class ScanResult:
     @property
     def names(self) -> list[str]:
         """Names of the good samples, in the order of the rows of `counts`."""
-        return [sample.name for sample in self.samples]
+        return list(self.samples.column("name"))
 
 
 def scan_frequencies(
@@ -155,90 +156,35 @@ def check_split(
     """Look at every sample of a split: decode its image and its mask, and count the mask's pixels.
 
     Good samples whose files kept size and time of change since an earlier scan are taken from the cache; with
-    `verify` they are read again too, and the cache is written anew.
+    `verify` they are read again too, and the cache is written anew. In a process group each rank reads its share,
+    and all get the same result.
 
     Raises:
         DataError: bad files, all in one message (with data.on_bad: skip only if nothing else is left), or masks
             of 0 and 255 throughout, in training for two classes, without a label_map.
     """
     listing = find_samples(data, split)
+    samples = Samples.pack(listing.samples)
     store = ScanCache(data, split, rules=LabelRules.from_config(data))
-    look = _Look(data, store.load() if cache and not verify else {})
+    known = store.load() if cache and not verify else store.nothing()
     shown = (
-        progress(f"check {split}: images and masks", len(listing.samples))
-        if show_progress
+        progress(f"check {split}: images and masks", -(-len(samples) // world_size()))
+        if show_progress and rank() == 0
         else nullcontext(lambda count: None)
     )
     with shown as advance:
-        found = _look_at_all(look, listing.samples, _num_workers(workers, len(listing.samples)), advance)
-    good = [(sample, one) for sample, one in zip(listing.samples, found, strict=True) if not one.problems]
-    num_read = sum(not one.cached for one in found)
-    if cache and num_read:
-        store.save({sample.name: Entry(one.signature, one.counts) for sample, one in good if one.signature})
-    problems = [*listing.problems, *(problem for one in found for problem in one.problems)]
-    if problems and (data.on_bad == "error" or not good):
-        raise bad_files(problems, data, split=split, nothing_left=not good)
-    counts = np.array([one.counts for _, one in good], np.int64)
+        looks = look_at_all(Inspector(data), samples, known=known, workers=workers, advance=advance)
+    good, counts = samples.select(looks.good), looks.counts[looks.good]
+    num_read = len(samples) - int(looks.remembered.sum())
+    if cache and num_read and rank() == 0:
+        store.save(list(good.column("name")), looks.signatures[looks.good], counts)
+    problems = [*listing.problems, *looks.problems]
+    if problems and (data.on_bad == "error" or not len(good)):
+        raise bad_files(problems, data, split=split, nothing_left=not len(good))
     if split == "train":
         _refuse_unmapped_binary(data, counts)
-    samples = [sample for sample, _ in good]
     frequencies = ClassFrequencies.from_counts(counts)
-    return ScanResult(frequencies, samples, counts, problems, num_read, listing.unused_masks)
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is known of one sample: int64 [C + 1] pixels of each class and ignored, or its problems."""
-
-    counts: Counts
-    problems: list[Problem] = field(default_factory=list)
-    signature: Signature | None = None
-    cached: bool = False
-
-
-class _Look:
-    """Looks at one sample, or remembers it; threads share it."""
-
-    def __init__(self, data: DataConfig, known: Mapping[str, Entry]) -> None:
-        self._inspect = Inspector(data)
-        self._known = known
-
-    def __call__(self, sample: Sample) -> Inspection:
-        signature = signature_of(sample)  # before reading: a file that changes meanwhile is read again next time
-        entry = self._known.get(sample.name)
-        if entry is not None and entry.signature == signature:
-            return Inspection(entry.counts, signature=signature, cached=True)
-        counts, problems = self._inspect(sample)
-        return Inspection(counts, problems, signature)
-
-
-def _look_at_all(
-    look: _Look, samples: Sequence[Sample], workers: int, advance: Callable[[int], None]
-) -> list[Inspection]:
-    """Look at all samples, in their order.
-
-    Threads, not processes: nearly all the time passes in OpenCV, which lets other threads run meanwhile. They
-    start at once, where a process would first import everything, and work in notebooks and scripts alike.
-    """
-    if workers <= 1:
-        return list(_advancing(map(look, samples), advance))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="scan")
-    try:
-        return list(_advancing(pool.map(look, samples), advance))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-
-
-def _advancing(found: Iterable[Inspection], advance: Callable[[int], None]) -> Iterator[Inspection]:
-    for one in found:
-        advance(1)
-        yield one
-
-
-def _num_workers(workers: int | None, num_samples: int) -> int:
-    if workers is not None:
-        return workers
-    return 1 if num_samples < SMALL_SET else min(usable_cores(), MAX_WORKERS)
+    return ScanResult(frequencies, good, counts, problems, num_read, listing.unused_masks)
 
 
 def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:

@@ -8,9 +8,11 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -19,31 +21,55 @@ from numpy.typing import NDArray
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root
 from segtrain.data.masks import LabelRules
+from segtrain.data.samples import Column, Samples, Texts
 from segtrain.errors import SegtrainError
 from segtrain.files import write_whole
 
-CACHE_VERSION = 2  # raise it when the scan counts or checks in another way
+CACHE_VERSION = 3  # raise it when the scan counts or checks in another way
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Signature = tuple[int, int, int, int]
+NO_SIGNATURE: Signature = (-1, -1, -1, -1)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A good sample as it was scanned: sizes and times of both files, int64 [C + 1] counts."""
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Good samples as they were scanned: their names, signatures int64 [N, 4], and counts int64 [N, K]."""
 
-    signature: Signature
+    names: Column
+    signatures: NDArray[np.int64]
     counts: NDArray[np.int64]
 
+    @classmethod
+    def nothing(cls, num_counts: int) -> Known:
+        """No sample yet."""
+        return cls(Texts.pack([], make=str), np.zeros((0, 4), np.int64), np.zeros((0, num_counts), np.int64))
 
-def signature_of(sample: Sample) -> Signature | None:
-    """Size in bytes and time of change in nanoseconds of image and mask; None if one is not there."""
+    @property
+    def num_counts(self) -> int:
+        """K, the number of counts of a sample."""
+        return int(self.counts.shape[1])
+
+    def rows(self, samples: Sequence[Sample]) -> NDArray[np.int64]:
+        """The row of each of these samples, -1 for those that are new: int64 [len(samples)]."""
+        if not len(self.names):
+            return np.full(len(samples), -1, np.int64)
+        names = list(Samples.pack(samples).column("name"))
+        mine = list(self.names)
+        if names == mine:  # as nearly always
+            return np.arange(len(names))
+        numbers = {name: row for row, name in enumerate(mine)}
+        return np.array([numbers.get(name, -1) for name in names], np.int64)
+
+
+def signature_of(sample: Sample) -> Signature:
+    """Size in bytes and time of change in nanoseconds of image and mask; NO_SIGNATURE if one is not there."""
     if sample.mask is None:
-        return None
+        return NO_SIGNATURE
     try:
         image, mask = sample.image.stat(), sample.mask.stat()
     except OSError:
-        return None
+        return NO_SIGNATURE
     return image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns
 
 
@@ -59,29 +85,38 @@ class ScanCache:
         # Where the data are read-only, an older cache beside them must not hide the newer one of the user.
         self._folders = (beside, users) if os.access(root, os.W_OK) else (users, beside)
 
-    def load(self) -> dict[str, Entry]:
-        """Entries by the names of the samples; a damaged file counts as none."""
+    def load(self) -> Known:
+        """What earlier scans saw; a damaged file counts as nothing."""
         for folder in self._folders:
             with suppress(*UNREADABLE):
                 return self._read(folder / self._file)
-        return {}
+        return self.nothing()
 
-    def _read(self, path: Path) -> dict[str, Entry]:
+    def nothing(self) -> Known:
+        """What is known before any scan."""
+        return Known.nothing(self._num_counts)
+
+    def _read(self, path: Path) -> Known:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            names, signatures = arrays["names"], arrays["signatures"].astype(np.int64)
+            prefix, rest, ends = arrays["name_prefix"].tobytes(), arrays["name_rest"], arrays["name_ends"]
+            signatures = arrays["signatures"].astype(np.int64)
             counts = arrays["counts"].astype(np.int64)
-        num = len(names)
+        num = len(ends)
         if (signatures.shape, counts.shape) != ((num, 4), (num, self._num_counts)):
             raise ValueError(f"{path}: arrays disagree")
-        rows = zip(names.tolist(), signatures.tolist(), counts, strict=True)
-        return {name: Entry(tuple(signature), row) for name, signature, row in rows}
+        if (rest.dtype, ends.dtype) != (np.uint8, np.int64) or (num and ends[-1] != len(rest)):
+            raise ValueError(f"{path}: the names are damaged")
+        return Known(Texts(prefix, rest, ends, str), signatures, counts)
 
-    def save(self, entries: dict[str, Entry]) -> Path | None:
-        """Write all entries at once; returns the file, or None where neither folder can be written."""
+    def save(self, names: Sequence[str], signatures: NDArray[np.int64], counts: NDArray[np.int64]) -> Path | None:
+        """Write good samples, all at once; returns the file, or None where neither folder can be written."""
+        texts = Texts.pack(names, make=str)
         arrays = {
-            "names": np.array(list(entries), dtype=np.str_),
-            "signatures": np.array([entry.signature for entry in entries.values()], np.int64).reshape(-1, 4),
-            "counts": np.array([entry.counts for entry in entries.values()], np.int64).reshape(-1, self._num_counts),
+            "name_prefix": np.frombuffer(texts.prefix, np.uint8),
+            "name_rest": texts.rest,
+            "name_ends": texts.ends,
+            "signatures": signatures,
+            "counts": _narrowed(counts),
         }
         content = io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
@@ -90,6 +125,11 @@ class ScanCache:
                 write_whole(folder / self._file, content.getvalue())
                 return folder / self._file
         return None
+
+
+def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
+    """The same numbers in uint32, where they fit: half of the file."""
+    return counts.astype(np.uint32) if not counts.size or counts.max() < 2**32 else counts
 
 
 def _key(data: DataConfig, split: str, rules: LabelRules) -> str:
