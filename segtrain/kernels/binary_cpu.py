@@ -9,24 +9,24 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from segtrain.kernels.binary_read import Odds, Pairs, read
+from segtrain.kernels.binary_read import Odds, Pairs, as_floats, read
 from segtrain.kernels.chunks import Chunk, few_rows
 from segtrain.kernels.focal import focal_power, focal_slope
 from segtrain.kernels.labels import check_labels
-from segtrain.kernels.mined import MINED, MinedRead
+from segtrain.kernels.mined import MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
 
-KINDS = {  # what each sum is made of: of the pixels with the label (p), and of those without it (q)
+KINDS = {  # what each sum is made of: of the pixels with the label, and of those without it
     "probability": ("p", "q"),
     "squared_probability": ("p_squared", "q_squared"),
     "intersection": ("p",),
-    "cross_entropy": ("cross_entropy",),
+    "cross_entropy": ("loss",),
     "focal": ("focal",),
+    "log_mass": ("loss", "other_loss"),  # −log p of the label, and of the other class
 }
-LINEAR_THRESHOLD = 40.0  # beyond it log(1 + e^d) is d to the last digit of float64
+MINED = ("loss", "focal", "other_loss")  # the kinds that mining leaves pixels out of
 
 
 def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,24 +41,25 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     check_labels(inputs.target, num_classes=2, ignore_index=request.ignore_index)
     pairs = Pairs.prepare(inputs, request)
     images, groups = pairs.target.shape[:2]
-    kinds = tuple(sorted({kind for name in request.wanted for kind in KINDS[name]}))
+    kinds = sorted({kind for name in request.wanted for kind in KINDS[name]})
     sums = {kind: torch.zeros(images, groups, 2, dtype=torch.float64) for kind in ("count", "kept", *kinds)}
     rule = request.rule
     mined = None if rule is None else MinedRead(rule, pairs.target.shape, dtype=pairs.dtype)
+    num_kept = torch.zeros((), dtype=torch.float64)
     for chunk in pairs.chunks():
         part = read(pairs, chunk)
-        loss = _loss(part, pairs) if mined is not None or set(kinds) & set(MINED) else part.d
-        kept = part.kept
+        loss, kept = part.loss() if mined is not None or set(kinds) & set(MINED) else part.d, part.kept
         if mined is not None:
             kept = mined.take((chunk.images, slice(None), chunk.rows, chunk.columns), loss)
+            num_kept = num_kept + part.by_label(kept).sum()
             kept = kept if part.weight is None else kept * part.weight
-        _add(sums, kinds, chunk, part, _values(pairs, part, loss, kinds), kept)
+        _add(sums, chunk, part, kinds, loss if kept is None else loss.mul_(kept), kept, pairs)
     mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
-        num_valid = sums["count"].sum() if pairs.weight is None else (pairs.target != 2).sum()
-        mask = mined.finish(num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
+        num_valid = sums["count"].sum() if pairs.weight is None else (pairs.buckets(pairs.target) != 2).sum()
+        mask = mined.finish(num_kept, num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
         if not mined.was_right:
-            _add_mined(sums, kinds, mined, pairs)
+            _add_mined(sums, [kind for kind in kinds if kind in MINED], mask, pairs)
         mask = mask.view(inputs.target.shape)
     gather = _of_sigmoid if request.sigmoid else _of_softmax
     counts = torch.cat([gather(sums, name) for name in ("count", "kept")])
@@ -66,89 +67,74 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(wanted) if wanted else counts.new_zeros(0, images, pairs.logits.shape[1]), counts, mask
 
 
-def _loss(part: Odds, pairs: Pairs) -> Tensor:
-    """Return −log p_y, 0 where ignored."""
-    loss = softplus(part.d, threshold=LINEAR_THRESHOLD)
-    return loss.mul_(part.sign.square()) if pairs.any_ignored else loss
-
-
-def _values(pairs: Pairs, part: Odds, loss: Tensor, kinds: tuple[str, ...]) -> list[Tensor]:
-    """Return the values `[B, G, p]` that each kind of sum adds up."""
-    d = part.d
-    p = torch.sigmoid(-d) if {"p", "p_squared"} & set(kinds) else d
-    q = torch.sigmoid(d) if {"q", "q_squared", "focal"} & set(kinds) else d
-    values = []
-    for kind in kinds:
-        match kind:
-            case "cross_entropy":
-                values.append(loss)
-            case "focal":
-                values.append(focal_power(q, _exponent(pairs, part)).mul_(loss))
-            case "p" | "q":
-                values.append(p if kind == "p" else q)
-            case _:
-                values.append((p if kind == "p_squared" else q).square())
-    return values
-
-
 def _add(
     sums: Mapping[str, Tensor],
-    kinds: tuple[str, ...],
     chunk: Chunk,
     part: Odds,
-    values: list[Tensor],
+    kinds: list[str],
+    loss: Tensor,
     kept: Tensor | None,
+    pairs: Pairs,
 ) -> None:
-    """Add values `[B, G, p]`, and what their pixels count, by label."""
-    for kind, value in zip(kinds, values, strict=True):
-        factor = kept if kind in MINED else part.weight
-        sums[kind][chunk.images] += _by_label(part, value if factor is None else value * factor)
-    count = part.is_label.sum(3) if part.weight is None else _by_label(part, part.weight)
-    sums["count"][chunk.images] += count
-    sums["kept"][chunk.images] += count if kept is None or kept is part.weight else _by_label(part, kept)
+    """Add the values of each kind by label, and what the pixels count; `loss` is that of the kept pixels."""
+    count = part.is_label.sum(2) if part.weight is None else part.by_label(part.weight)
+    found = {"count": count, "kept": count if kept is None or kept is part.weight else part.by_label(kept)}
+    for kind in kinds:
+        value = _value(kind, part, loss, kept, pairs)
+        if part.weight is not None and kind not in MINED:
+            value = value * part.weight
+        found[kind] = part.by_label(value)
+    for name, value in found.items():
+        place = sums[name][chunk.images]
+        place += value.view_as(place)
 
 
-def _add_mined(sums: Mapping[str, Tensor], kinds: tuple[str, ...], mined: MinedRead, pairs: Pairs) -> None:
-    """Replace the sums by those over the pixels that mining keeps, from the loss of each: q = 1 − e^{−ℓ}."""
-    for name in ("kept", *MINED):
-        if name in sums:
-            sums[name].zero_()
+def _value(kind: str, part: Odds, loss: Tensor, kept: Tensor | None, pairs: Pairs) -> Tensor:
+    """Return the values `[R, p]` that a kind of sum adds up; `loss` is that of the kept pixels."""
+    match kind:
+        case "p" | "q":
+            return part.p if kind == "p" else part.q
+        case "p_squared" | "q_squared":
+            return (part.p if kind == "p_squared" else part.q).square()
+        case "loss":
+            return loss
+        case "other_loss":
+            return loss - part.d if kept is None else torch.addcmul(loss, part.d, kept, value=-1)
+        case _:
+            return focal_power(part.q, _exponent(pairs, part)).mul_(loss)
+
+
+def _add_mined(sums: Mapping[str, Tensor], kinds: list[str], mask: Tensor, pairs: Pairs) -> None:
+    """Replace the sums that mining leaves pixels out of by those over the pixels that it keeps."""
+    count = sums["count"].clone()
+    for name in ("kept", *kinds):
+        sums[name].zero_()
     for chunk in pairs.chunks():
         part = read(pairs, chunk)
-        kept = pairs.select(mined.mask, chunk).to(pairs.dtype)
+        kept = as_floats(pairs.select(mask, chunk), pairs.dtype)
         kept = kept if part.weight is None else kept * part.weight
-        loss = pairs.select(mined.losses, chunk)
-        sums["kept"][chunk.images] += _by_label(part, kept)
-        for kind in (kind for kind in kinds if kind in MINED):
-            value = loss
-            if kind == "focal":
-                value = focal_power(torch.expm1(-loss).neg_(), _exponent(pairs, part)).mul_(loss)
-            sums[kind][chunk.images] += _by_label(part, value * kept)
-
-
-def _by_label(part: Odds, values: Tensor) -> Tensor:
-    """Sum `[B, G, p]` over the pixels of each label: `[B, G, 2]`."""
-    return torch.matmul(part.is_label, values.unsqueeze(3)).squeeze(3)
+        _add(sums, chunk, part, kinds, part.loss().mul_(kept), kept, pairs)
+    sums["count"].copy_(count)
 
 
 def _buckets(pairs: Pairs) -> Tensor:
     """Number the labels of all groups, 0 and 1 of the first, 2 and 3 of the second; ignored is one after the last."""
-    groups = pairs.target.shape[1]
+    target, groups = pairs.buckets(pairs.target), pairs.groups
     if groups == 1:
-        return pairs.target
+        return target
     first = 2 * torch.arange(groups, dtype=torch.int16).view(1, -1, 1, 1)
-    return (pairs.target.to(torch.int16) + first).masked_fill_(pairs.target == 2, 2 * groups)
+    return (target.to(torch.int16) + first).masked_fill_(target == 2, 2 * groups)
 
 
 def _exponent(pairs: Pairs, part: Odds) -> float | Tensor:
-    """Return γ: a number, or what broadcasts to `[B, G, p]` where classes have their own."""
+    """Return γ: a number, or what broadcasts to `[R, p]` where classes have their own."""
     gamma = pairs.request.gamma
     if len(gamma) == 1:
         return gamma[0]
     of_classes = torch.tensor(gamma, dtype=pairs.dtype)
     if pairs.request.sigmoid:
-        return of_classes.view(1, -1, 1)
-    return torch.matmul(of_classes.view(1, 1, 1, 2), part.is_label).squeeze(2)
+        return pairs.by_row(of_classes.view(-1, 1), len(part.d) // pairs.groups)
+    return torch.matmul(of_classes.view(1, 1, 2), part.is_label).squeeze(1)
 
 
 def _of_softmax(sums: Mapping[str, Tensor], name: str) -> Tensor:
@@ -173,13 +159,16 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
     """
     pairs = Pairs.prepare(inputs, request)
     result = empty_like(inputs.logits)
-    slopes = {kind: slope.to(pairs.dtype) for kind, slope in _slopes(grads, request).items()}
+    slopes = _slopes(grads, request)
     if not slopes:
         return result.zero_()
     rows = few_rows(result) if pairs.logits.shape != inputs.logits.shape else result
+    kinds = list(slopes)
+    table = torch.stack([slopes[kind] for kind in kinds], dim=2).to(pairs.dtype)  # [N, G, K, 2]
     for chunk in pairs.chunks():
-        local = {kind: slope[chunk.images] for kind, slope in slopes.items()}
-        slope = _gradient(pairs, read(pairs, chunk), local)
+        part = read(pairs, chunk)
+        found = part.at_label(table[chunk.images].flatten(0, 1))
+        slope = _gradient(pairs, part, dict(zip(kinds, found, strict=True)))
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
         if request.sigmoid:
             place.copy_(slope.view(place.shape))
@@ -191,7 +180,10 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
 
 
 def _slopes(grads: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
-    """Return by kind of sum what it changes the result by, `[N, G, 2]` by label."""
+    """Return what each kind of value changes the result by, `[N, G, 2]` by label.
+
+    p and q are each other's complement: of the two, "q" holds what q changes the result by less what p does.
+    """
     slopes: dict[str, Tensor] = {}
     for name, grad in grads.items():
         none = torch.zeros_like(grad)
@@ -201,43 +193,38 @@ def _slopes(grads: Mapping[str, Tensor], request: Request) -> dict[str, Tensor]:
             of_label, of_others = torch.stack(pair, dim=2), torch.stack((grad, none), dim=2)
         else:
             of_label, of_others = grad.unsqueeze(1), grad.flip(1).unsqueeze(1)
-        slopes[own] = slopes.get(own, 0.0) + request.scale * of_label
-        for kind in others:
-            slopes[kind] = slopes.get(kind, 0.0) + request.scale * of_others
+        for kind, slope in ((own, of_label), *((kind, of_others) for kind in others)):
+            key, sign = ("q", -1) if kind == "p" else (kind, 1)
+            slopes[key] = slopes.get(key, 0.0) + sign * request.scale * slope
     return slopes
 
 
 def _gradient(pairs: Pairs, part: Odds, slopes: Mapping[str, Tensor]) -> Tensor:
-    """Return the gradient of the logits' difference, `[B, G, p]`, by dq/dd = p q, dp/dd = −p q and dℓ/dd = q."""
-    q, p = torch.sigmoid(part.d), torch.sigmoid(-part.d)
-    kinds = [kind for kind in ("cross_entropy", "focal") if kind in slopes]
-    first = _difference(slopes)
-    tables = [slopes[kind] for kind in kinds] + ([] if first is None else [first])
-    result = torch.zeros_like(q)
-    if tables:  # one product looks all of them up: by pixel, what each holds for its label
-        found = torch.matmul(torch.stack(tables, dim=2), part.is_label).unbind(2)
-        for kind, slope in zip(kinds, found, strict=False):
-            result += slope if kind == "cross_entropy" else slope * _focal_slope(pairs, part, p, q)
-        if kinds and part.kept is not None:
-            result.mul_(part.kept)
-        if first is not None:
-            factor = p if part.weight is None else p * part.weight
-            result.addcmul_(found[-1], factor)
-    for kind, factor in (
-        (("p_squared", -2 * p), ("q_squared", 2 * q)) if {"p_squared", "q_squared"} & set(slopes) else ()
-    ):
+    """Return the gradient of the logits' difference, `[R, p]`; overwrites the slopes.
+
+    dq/dd = p q, dp/dd = −p q, dℓ/dd = q and d(ℓ − d)/dd = −p.
+    """
+    result = _pixel_slope(pairs, part, slopes)
+    if "q" in slopes:
+        factor = part.p if part.weight is None else part.p * part.weight
+        result.addcmul_(slopes["q"], factor)
+    for kind, own, other in (("p_squared", part.p, -2.0), ("q_squared", part.q, 2.0)):
         if kind in slopes:
-            of_square = torch.matmul(slopes[kind].unsqueeze(2), part.is_label).squeeze(2).mul_(p).mul_(factor)
+            of_square = slopes[kind].mul_(part.p).mul_(own).mul_(other)
             result += of_square if part.weight is None else of_square.mul_(part.weight)
-    return result.mul_(q).mul_(part.sign)
+    result.mul_(part.q)
+    if "other_loss" in slopes:
+        of_other = slopes["other_loss"].mul_(part.p)
+        result -= of_other if part.kept is None else of_other.mul_(part.kept)
+    return result.mul_(part.sign)
 
 
-def _focal_slope(pairs: Pairs, part: Odds, p: Tensor, q: Tensor) -> Tensor:
-    return focal_slope(softplus(part.d, threshold=LINEAR_THRESHOLD), p, q, _exponent(pairs, part))
-
-
-def _difference(slopes: Mapping[str, Tensor]) -> Tensor | None:
-    """Return what q changes the result by less what p does: they are each other's complement."""
-    if "q" not in slopes:
-        return -slopes["p"] if "p" in slopes else None
-    return slopes["q"] - slopes["p"] if "p" in slopes else slopes["q"]
+def _pixel_slope(pairs: Pairs, part: Odds, slopes: Mapping[str, Tensor]) -> Tensor:
+    """Return what the pixel terms add to the gradient, without the factor q; a tensor to go on with."""
+    result = slopes.get("loss")
+    if "focal" in slopes:
+        of_focal = focal_slope(part.loss(), part.p, part.q, _exponent(pairs, part)).mul_(slopes["focal"])
+        result = of_focal if result is None else result.add_(of_focal)
+    if result is None:
+        return torch.zeros_like(part.d)
+    return result if part.kept is None else result.mul_(part.kept)

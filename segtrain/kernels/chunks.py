@@ -28,12 +28,14 @@ def few_rows(values: Tensor) -> Tensor:
     return values
 
 
-def chunks(images: int, channels: int, rows: int, columns: int, *, parts: int = PARTS) -> Iterator[Chunk]:
+def chunks(
+    images: int, channels: int, rows: int, columns: int, *, parts: int = PARTS, largest: int = LARGEST
+) -> Iterator[Chunk]:
     """Cut `[N, C, rows, columns]` into blocks: parts of a row, whole rows, or whole images.
 
-    A block has about 1/parts of all, within the limits above.
+    A block has about 1/parts of all elements, at least SMALLEST and at most `largest`.
     """
-    elements = min(max(images * channels * rows * columns // parts, SMALLEST), LARGEST)
+    elements = min(max(images * channels * rows * columns // parts, SMALLEST), largest)
     pixels = max(elements // max(channels, 1), 64)
     width = max(min(columns, pixels), 1)
     height = max(min(rows, pixels // width), 1) if width == columns else 1

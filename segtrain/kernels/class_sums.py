@@ -118,7 +118,7 @@ def _request(
 
 
 def _is_binary(request: Request, num_classes: int) -> bool:
-    return request.sigmoid or (num_classes == 2 and "log_mass" not in request.wanted)
+    return request.sigmoid or num_classes == 2
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -79,7 +79,7 @@ def _settle(
     mined: MinedRead, by_label: Tensor, kinds: list[str], counts: Tensor, pixels: Pixels, gamma: tuple[float, ...]
 ) -> Tensor:
     """Return the final mask; where the read took another, make the sums of the mined pixels anew."""
-    mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
+    mask = mined.finish(mined.mask.count_nonzero(), counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
     if not mined.was_right:
         by_label[-1, :, : pixels.num_classes] = _counts(counts, pixels, mask)
         _add_mined(by_label, kinds, mined.losses, mask, pixels, gamma)
