@@ -17,7 +17,7 @@ from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
 from segtrain.engine.predict import Predictor, resize_logits
-from segtrain.metrics import ConfusionMatrix, compute_scores, predict_classes
+from segtrain.metrics import ConfusionMatrix, compute_scores
 from segtrain.models import Normalize
 
 OnImage = Callable[[int, Tensor, Tensor, Tensor], object]
@@ -93,8 +93,7 @@ def evaluate(
     shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
     with closing(loader), evaluation_mode(model), torch.no_grad(), shown as advance:
         for items in loader:
-            for item, prediction in zip(items, _predict(predictor, items, mean_loss), strict=True):
-                confusion.update(prediction[None], item["target"][None])
+            for item, prediction in zip(items, _count(predictor, items, confusion, mean_loss), strict=True):
                 if on_image is not None:
                     on_image(int(item["index"]), item["image"], item["target"], prediction)
             advance(len(items))
@@ -150,21 +149,31 @@ class _MeanLoss:
         return self._sum / self._pixels if self._pixels else math.nan
 
 
-def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], mean_loss: _MeanLoss | None) -> list[Tensor]:
-    """Return the prediction of each item at the size of its target; items of equal shapes go through together."""
+def _count(
+    predictor: Predictor, items: Sequence[dict[str, Any]], confusion: ConfusionMatrix, mean_loss: _MeanLoss | None
+) -> list[Tensor]:
+    """Count each item, and return its prediction at the size of its target, on the CPU; equal shapes go together."""
     groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
     for position, item in enumerate(items):
         groups.setdefault((item["image"].shape, item["target"].shape), []).append(position)
     predictions: dict[int, Tensor] = {}
-    for (_, size), positions in groups.items():
-        images = torch.stack([items[position]["image"] for position in positions])
-        if mean_loss is None:
-            found = predictor.classes(images, size=(size[0], size[1]))
-            predictions.update(zip(positions, found, strict=True))
-            continue
-        # One image at a time: a batch of logits at the size of large masks would be the peak of all memory.
-        for position, small in zip(positions, predictor.logits(images), strict=True):
-            logits = resize_logits(small[None], size)
-            mean_loss.add(logits, items[position]["target"][None].to(logits.device))
-            predictions[position] = predict_classes(logits, shift=predictor.shift)[0].cpu()
+    for positions in groups.values():
+        images, targets = (torch.stack([items[position][key] for position in positions]) for key in ("image", "target"))
+        size = (targets.shape[1], targets.shape[2])
+        if predictor.tile is not None:
+            found = predictor.classes(images, size=size)
+            confusion.update(found, targets)
+        else:
+            logits = predictor.logits(images)
+            if mean_loss is not None:
+                _measure(mean_loss, logits, targets.to(logits.device))
+            # of logits below the size of the masks each strip is enlarged while it is read: no large logits exist
+            found = confusion.update_and_predict(logits, targets, shift=predictor.shift, size=size).cpu()
+        predictions.update(zip(positions, found, strict=True))
     return [predictions[position] for position in range(len(items))]
+
+
+def _measure(mean_loss: _MeanLoss, logits: Tensor, targets: Tensor) -> None:
+    """Add the losses of images one at a time: a batch of logits at the size of large masks would be the peak."""
+    for small, target in zip(logits, targets, strict=True):
+        mean_loss.add(resize_logits(small[None], target.shape), target[None])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segtrain.errors import DataError
-from segtrain.metrics.prediction import predict_classes
+from segtrain.kernels.confusion import ConfusionCounts, confusion_update
+from segtrain.kernels.upsample import CoarseLogits
 
 
 class ConfusionMatrix:
@@ -17,6 +17,8 @@ class ConfusionMatrix:
 
     matrix: int64 [C, C], rows are targets, columns predictions. images: int64 [C], the number of images
     whose target holds the class. num_images: images seen. All three live on the CPU.
+
+    What is counted on a CUDA device stays there until one of the first two is read: updates do not wait for it.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -26,57 +28,99 @@ class ConfusionMatrix:
             raise ValueError(f"ignore_index {ignore_index} is also a class (0 to {num_classes - 1})")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.images = torch.zeros(num_classes, dtype=torch.int64)
+        self._matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self._images = torch.zeros(num_classes, dtype=torch.int64)
+        self._on_devices: dict[torch.device, Tensor] = {}
         self.num_images = 0
 
-    @torch.no_grad()
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Count a batch on the device of `prediction`.
+    @property
+    def matrix(self) -> Tensor:
+        """The counts; raises DataError where labels counted on a CUDA device were out of range."""
+        self._fetch()
+        return self._matrix
 
-        prediction: logits [N, C, H, W] (floats) or classes [N, H, W] (integers of any type).
+    @matrix.setter
+    def matrix(self, counts: Tensor) -> None:
+        self._on_devices.clear()
+        self._matrix = counts
+
+    @property
+    def images(self) -> Tensor:
+        """The images that hold each class; raises as `matrix` does."""
+        self._fetch()
+        return self._images
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Count a batch on the device of `prediction`, with one read of it.
+
+        prediction: logits [N, C, H, W] (floats; the largest counts, see `predict_classes`) or classes [N, H, W]
+        (integers of any type).
         target: [N, H, W] integers of any type; pixels equal to ignore_index count nowhere.
         Raises DataError for a label outside 0..C-1, ValueError for such a prediction or for shapes that
-        do not agree; nothing of the batch is counted then.
+        do not agree; nothing of the batch is counted then. On CUDA, where a look at the labels would wait for the
+        device, the first of them comes when `matrix` is read.
         """
-        classes = self._classes_of(prediction)
-        _check_integers(classes, target)
-        target = target.to(classes.device)
-        counts = [self._count(image, labels) for image, labels in zip(classes, target, strict=True)]
-        for count in counts:
-            self.matrix += count
-            self.images += count.sum(dim=1) > 0
-        self.num_images += len(counts)
+        self._add(confusion_update(prediction, target, num_classes=self.num_classes, ignore_index=self.ignore_index))
 
-    def _classes_of(self, prediction: Tensor) -> Tensor:
-        if not prediction.is_floating_point():
-            return prediction
-        if prediction.ndim != 4 or prediction.shape[1] != self.num_classes:
-            raise ValueError(f"logits must be [N, {self.num_classes}, H, W], found {list(prediction.shape)}")
-        return predict_classes(prediction)
+    def update_and_predict(
+        self,
+        logits: Tensor | CoarseLogits,
+        target: Tensor,
+        *,
+        shift: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Count a batch of logits, and return their classes [N, H, W] (uint8, int16 above 256) from the same read.
 
-    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the int64 [C, C] counts of one image [H, W] on the CPU."""
-        if target.numel() == 0:
-            return torch.zeros_like(self.matrix)
-        num_classes = self.num_classes
-        rows, columns = _widen(target), _widen(prediction)
-        # Ignored pixels go to a row of their own: cheaper than picking the valid ones out.
-        ignored = rows == self.ignore_index
-        rows = rows.masked_fill(ignored, 0)
-        _check_range(rows, num_classes, DataError, "label", f"or {self.ignore_index} to ignore; see data.label_map")
-        columns = columns.masked_fill(ignored, 0)
-        _check_range(columns, num_classes, ValueError, "prediction", "the model and num_classes must agree")
-        index = rows.masked_fill_(ignored, num_classes).mul_(num_classes).add_(columns)
-        counts = torch.bincount(index.flatten(), minlength=(num_classes + 1) * num_classes)
-        return counts.view(num_classes + 1, num_classes)[:num_classes].cpu()
+        shift: floats [C], added to the logits of every pixel; see `prior_shift`. size: of the target, to which logits
+        of another size are enlarged (bilinear, corners not aligned) while they are read: at full size they never exist.
+        Raises as `update` does.
+        """
+        counts = confusion_update(
+            logits,
+            target,
+            num_classes=self.num_classes,
+            ignore_index=self.ignore_index,
+            shift=shift,
+            size=size,
+            with_prediction=True,
+        )
+        self._add(counts)
+        assert counts.prediction is not None
+        return counts.prediction
+
+    def _add(self, counts: ConfusionCounts) -> None:
+        self.num_images += len(counts.matrix)
+        matrix, images = counts.matrix.sum(0), (counts.matrix.sum(2) > 0).sum(0)
+        if matrix.device.type == "cpu":
+            self._matrix += matrix
+            self._images += images
+            return
+        flat = torch.cat((matrix.flatten(), images, counts.wrong.sum(0)))
+        before = self._on_devices.get(flat.device)
+        self._on_devices[flat.device] = flat if before is None else before + flat
+
+    def _fetch(self) -> None:
+        """Bring what was counted on devices to the CPU; raises where any of it was wrong."""
+        while self._on_devices:
+            _, flat = self._on_devices.popitem()
+            found = flat.cpu()
+            cells, images, wrong = found[: -self.num_classes - 2], found[-self.num_classes - 2 : -2], found[-2:]
+            if wrong.any():
+                raise DataError(
+                    f"label out of range in {int(wrong[0])} pixels, prediction out of range in {int(wrong[1])}; "
+                    f"expected 0 to {self.num_classes - 1}, and {self.ignore_index} for labels to ignore; see "
+                    "data.label_map. Which values they are is told on the CPU (device: cpu)"
+                )
+            self._matrix += cells.view_as(self._matrix)
+            self._images += images
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another matrix over the same classes."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError("only matrices with the same num_classes and ignore_index can be merged")
-        self.matrix += other.matrix
-        self.images += other.images
+        self._matrix += other.matrix
+        self._images += other.images
         self.num_images += other.num_images
 
     def state(self) -> dict[str, Any]:
@@ -92,8 +136,8 @@ class ConfusionMatrix:
     def from_state(cls, state: dict[str, Any]) -> ConfusionMatrix:
         """Rebuild a matrix from state()."""
         confusion = cls(len(state["images"]), ignore_index=state["ignore_index"])
-        confusion.matrix = torch.tensor(state["matrix"], dtype=torch.int64)
-        confusion.images = torch.tensor(state["images"], dtype=torch.int64)
+        confusion._matrix = torch.tensor(state["matrix"], dtype=torch.int64)
+        confusion._images = torch.tensor(state["images"], dtype=torch.int64)
         confusion.num_images = int(state["num_images"])
         return confusion
 
@@ -129,38 +173,7 @@ class ConfusionMatrix:
         return float(_ratio(self.matrix.diagonal().sum(), self.matrix.sum()))
 
 
-def _widen(values: Tensor) -> Tensor:
-    """Return the values in int32, which holds every index of the matrix at half the traffic of int64.
-
-    Types that int32 cannot hold become int64: no label is ever folded into a valid one.
-    """
-    narrow = values.dtype in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)
-    return values.to(torch.int32 if narrow else torch.int64)
-
-
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole in float64, NaN where whole is 0."""
     ratio = part.double() / whole.double()
     return torch.where(whole > 0, ratio, torch.nan)
-
-
-def _check_integers(prediction: Tensor, target: Tensor) -> None:
-    for name, tensor in (("prediction", prediction), ("target", target)):
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise ValueError(f"{name} must hold integers, found {tensor.dtype}")
-        if tensor.ndim != 3:
-            raise ValueError(f"{name} must be [N, H, W], found {list(tensor.shape)}")
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction {list(prediction.shape)} and target {list(target.shape)} differ: "
-            "resize the logits to the target, never the target to the logits"
-        )
-
-
-def _check_range(values: Tensor, num_classes: int, error: type[Exception], what: str, hint: str) -> None:
-    low, high = (int(value) for value in values.aminmax())
-    if low >= 0 and high < num_classes:
-        return
-    wrong, counts = np.unique(values[(values < 0) | (values >= num_classes)].cpu().numpy(), return_counts=True)
-    found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(wrong.tolist(), counts.tolist(), strict=True))
-    raise error(f"{what} out of range: found {found}; expected 0 to {num_classes - 1}, {hint}")

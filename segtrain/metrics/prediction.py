@@ -7,21 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PIXELS_PER_BLOCK = 1 << 17
+from segtrain.kernels import confusion_cpu
+from segtrain.kernels.confusion_cpu import class_dtype
 
-
-def class_dtype(num_classes: int) -> torch.dtype:
-    """Return the type of a class map: uint8 up to 256 classes, int16 above."""
-    return torch.uint8 if num_classes <= 256 else torch.int16
+__all__ = ["class_dtype", "predict_classes", "prior_shift"]
 
 
 @torch.no_grad()
 def predict_classes(logits: Tensor, *, shift: Tensor | None = None) -> Tensor:
     """Return the class of the largest logit, [N, C, H, W] floats -> [N, H, W] uint8 (int16 above 256 classes).
 
-    Exactly torch.argmax over dim 1, ties and NaN included (the first index wins, a NaN counts as the
-    largest). That call is slow on a CPU where the channels lie far apart, so there the largest value so
-    far runs over the channels instead, in blocks that stay in the cache: nine times faster at 19 classes.
+    Exactly torch.argmax over dim 1, ties and NaN included (the first index wins, a NaN counts as the largest).
 
     shift: floats [C], added to the logits of every pixel first; see `prior_shift`.
     """
@@ -31,20 +27,11 @@ def predict_classes(logits: Tensor, *, shift: Tensor | None = None) -> Tensor:
         raise ValueError(f"logits must be floats, found {logits.dtype}")
     if shift is not None and list(shift.shape) != [logits.shape[1]]:
         raise ValueError(f"shift must be [C] = [{logits.shape[1]}], found {list(shift.shape)}")
-    dtype = class_dtype(logits.shape[1])
+    if logits.device.type == "cpu":
+        return confusion_cpu.largest(logits, shift=shift)
     added = None if shift is None else shift.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
-    if logits.device.type != "cpu" or logits.stride(3) != 1:
-        return (logits if added is None else logits + added.view(-1, 1, 1)).argmax(dim=1).to(dtype)
-    images, _, height, width = logits.shape
-    prediction = torch.zeros(images, height, width, dtype=dtype)
-    rows = max(1, PIXELS_PER_BLOCK // max(width, 1))
-    for image in range(images):
-        for top in range(0, height, rows):
-            block = logits[image, :, top : top + rows]
-            block = block if added is None else block + added.view(-1, 1, 1)
-            if not _running_argmax(block, prediction[image, top : top + rows]):
-                prediction[image, top : top + rows] = block.argmax(dim=0).to(dtype)
-    return prediction
+    shifted = logits if added is None else logits + added.view(-1, 1, 1)
+    return shifted.argmax(dim=1).to(class_dtype(logits.shape[1]))
 
 
 def prior_shift(pixels: Sequence[int], tau: float) -> Tensor:
@@ -63,15 +50,3 @@ def prior_shift(pixels: Sequence[int], tau: float) -> Tensor:
     counts = torch.as_tensor(pixels, dtype=torch.float64)
     shares = counts / counts.sum().clamp(min=1)
     return torch.where(counts > 0, -tau * shares.clamp(min=torch.finfo(torch.float64).tiny).log(), 0.0)
-
-
-def _running_argmax(logits: Tensor, prediction: Tensor) -> bool:
-    """Write the argmax of logits [C, h, w] into prediction [h, w] (zeros); False where a NaN needs the slow way."""
-    largest = logits[0].clone()
-    for index in range(1, logits.shape[0]):
-        channel = logits[index]
-        # Indices only grow, so the larger of the old index and (index if better else 0) is the newest winner.
-        better = (channel > largest).to(prediction.dtype).mul_(index)
-        torch.maximum(prediction, better, out=prediction)
-        torch.maximum(largest, channel, out=largest)
-    return not bool(largest.isnan().any())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segtrain.metrics import predict_classes, prediction
+from segtrain.kernels import confusion_cpu
+from segtrain.metrics import predict_classes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -28,7 +29,7 @@ def test_nan_and_infinities_follow_argmax() -> None:
 
 def test_blocks_smaller_than_the_image_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(1, 4, 13, 10, generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(prediction, "PIXELS_PER_BLOCK", 30)
+    monkeypatch.setattr(confusion_cpu, "PIXELS", 30)
     assert torch.equal(predict_classes(logits).long(), logits.argmax(dim=1))
 
 
