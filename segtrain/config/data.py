@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from segtrain.config.layouts import explain_foreign_keys
+from segtrain.config.layouts import IGNORE, NONE, RAW_NONE, Color, LayoutSection
 from segtrain.config.sections import Count, Positive, Section
 from segtrain.config.transforms import Size, TransformConfig
 
-Channel = Annotated[int, Field(ge=0, le=255)]
-
 MAX_CLASSES = 32767  # what class maps of int16 hold
 MAX_LABELS = 254  # of classes that may overlap: beside them, 'none' and 'ignore' are told apart in a byte
-MAX_MASK_VALUE = 65535  # of 16-bit masks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +22,7 @@ class ClassConfig(Section):
     """One class: a name and, if wished, the colour that shows it."""
 
     name: str = Field(min_length=1)
-    color: tuple[Channel, Channel, Channel] | None = Field(None, description="RGB, 0 to 255")
+    color: Color | None = Field(None, description="RGB, 0 to 255")
 
     @model_validator(mode="before")
     @classmethod
@@ -67,28 +64,13 @@ class NormalizeConfig(Section):
         return self
 
 
-class DataConfig(Section):
+class DataConfig(LayoutSection):
     """Where images and masks are, what the values of the masks mean, and how images reach the model."""
 
-    root: str = Field(min_length=1, description="folder of the data set; relative to the current folder")
     generate: GenerateConfig | None = None
-    layout: Literal["folders", "lists"] = Field(
-        "folders", description="folders: images/<split> and masks/<split> paired by stem; lists: text files of pairs"
-    )
-    images: str = "images"
-    masks: str = "masks"
-    splits: dict[str, str] = Field(
-        default_factory=lambda: {"train": "train", "val": "val", "test": "test"},
-        description="split name: sub-folder (folders) or list file under root (lists)",
-    )
     classes: tuple[ClassConfig, ...] = Field(min_length=1)
     labels: Literal["exclusive", "multi_label"] = Field(
         "exclusive", description="multi_label: classes may overlap, each is a yes or no; so it is with a single class"
-    )
-    label_map: dict[int, int | str] | None = Field(
-        None,
-        description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "
-        "classes); values not listed are errors",
     )
     ignore_index: int = 255
     on_bad: Literal["error", "skip"] = Field("error", description="skip: leave bad samples out, and count them")
@@ -111,24 +93,6 @@ class DataConfig(Section):
             raise ValueError("'ignore' is the word for pixels that count nowhere: give the class another name")
         return classes
 
-    @field_validator("label_map")
-    @classmethod
-    def _values_of_masks(cls, label_map: dict[int, int | str] | None) -> dict[int, int | str] | None:
-        outside = [raw for raw in label_map or {} if not 0 <= raw <= MAX_MASK_VALUE]
-        if outside:
-            raise ValueError(
-                f"masks hold values from 0 to {MAX_MASK_VALUE}, so none can be {', '.join(map(str, outside[:5]))}: "
-                "the keys are the values in the mask files"
-            )
-        return label_map
-
-    @model_validator(mode="after")
-    def _layout_reads_all(self) -> DataConfig:
-        foreign = explain_foreign_keys(self.layout, self.changed_keys())
-        if foreign:
-            raise ValueError(foreign)
-        return self
-
     @model_validator(mode="after")
     def _labels_agree(self) -> DataConfig:
         num_classes = len(self.classes)
@@ -138,15 +102,16 @@ class DataConfig(Section):
             raise ValueError(
                 f"ignore_index must lie in {num_classes} (the number of classes) to 255, found {self.ignore_index}"
             )
-        words = ("ignore", "none") if self.multi_label else ("ignore",)
-        for raw, label in (self.label_map or {}).items():
+        words = (IGNORE, NONE) if self.multi_label else (IGNORE,)
+        for place, label in self.named_labels():
             if isinstance(label, str) and label not in (*words, *self.class_names):
                 spelled = " or ".join(repr(word) for word in words)
                 raise ValueError(
-                    f"label_map[{raw}]: {label!r} is not a class; classes: {', '.join(self.class_names)}, or {spelled}"
+                    f"{place}: {label!r} is not a class; classes: {', '.join(self.class_names)}, or {spelled}"
                 )
             if isinstance(label, int) and not 0 <= label < num_classes:
-                raise ValueError(f"label_map[{raw}]: class {label} is not in 0 to {num_classes - 1}")
+                raise ValueError(f"{place}: class {label} is not in 0 to {num_classes - 1}")
+        self.raw_labels()
         return self
 
     @model_validator(mode="after")
@@ -182,3 +147,8 @@ class DataConfig(Section):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of their numbers."""
         return tuple(entry.name for entry in self.classes)
+
+    def raw_labels(self) -> dict[int, int | str] | None:
+        """What raw mask values mean: class name, class number or 'ignore'; None: they are the class numbers."""
+        labels = self.value_map(self.class_names)
+        return {**labels, RAW_NONE: NONE} if labels and self.multi_label and not self.holds_numbers else labels

@@ -1,20 +1,199 @@
-"""What each layout of a data set takes: its options, and which keys of the data section belong to it alone."""
+"""The layouts of data sets: where images and masks are, and the options that only some layouts have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from segtrain.config import cityscapes
+from segtrain.config.sections import Count, Section
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Channel, Channel, Channel]
+Label = int | str
+IGNORE = "ignore"
+NONE = "none"
+MAX_MASK_VALUE = 65535  # of 16-bit masks
+RAW_IGNORED = 65535  # where a reader gives class numbers: what it gives for 'ignore' and, with multi-label, 'none'
+RAW_NONE = 65534
 
 # Keys of the data section that only some layouts read: elsewhere they would be ignored, so they are refused.
 LAYOUTS_OF_KEYS: dict[str, tuple[str, ...]] = {
     "images": ("folders",),
     "masks": ("folders",),
+    "table": ("table",),
+    "cityscapes": ("cityscapes",),
+    "voc": ("voc",),
+    "coco": ("coco",),
+    "cvat": ("cvat",),
+    "name_map": ("cityscapes", "coco", "cvat"),
+    "label_map": ("folders", "lists", "table", "cityscapes", "voc", "ade20k"),
+    "colors": ("folders", "lists", "table", "voc"),
 }
 
 
-def explain_foreign_keys(layout: str, changed: Iterable[str]) -> str:
-    """Say which of the changed keys of a data section its layout does not read; empty when it reads all."""
-    foreign = [key for key in LAYOUTS_OF_KEYS if key in set(changed) and layout not in LAYOUTS_OF_KEYS[key]]
-    return "; ".join(
-        f"data.{key} belongs to layout: {' or '.join(LAYOUTS_OF_KEYS[key])}, and the layout is {layout}: drop the key"
-        for key in foreign
+class TableConfig(Section):
+    """A CSV or Parquet table with a line for each sample; further columns are kept."""
+
+    file: str | None = Field(
+        None, description="under root; null: data.splits names a table for each split, and the split column is not read"
     )
+    image: str = Field("image", min_length=1, description="column of the image's path, relative to root")
+    mask: str = Field("mask", min_length=1, description="column of the mask's path, relative to root")
+    split: str = Field("split", min_length=1, description="column that holds the values of data.splits")
+
+
+class CityscapesConfig(Section):
+    """Which of the masks of Cityscapes are read."""
+
+    labels: Literal["ids", "train_ids"] = Field("ids", description="*_labelIds.png or *_labelTrainIds.png")
+    annotations: Literal["gtFine", "gtCoarse"] = "gtFine"
+
+
+class VocConfig(Section):
+    """Which of the masks of Pascal VOC are read."""
+
+    masks: str = Field("SegmentationClass", min_length=1, description="folder of the palette PNGs under root")
+
+
+class CocoConfig(Section):
+    """How the regions of a COCO file become one class for each pixel: the smaller of two lies on top."""
+
+    unlabeled: str = Field(description="class, or 'ignore', of pixels outside of all regions")
+    others: str | None = Field(
+        None, description="class, or 'ignore', of categories that are no class and not in name_map; null: an error"
+    )
+    crowd: Literal["ignore", "class"] = Field(
+        "ignore", description="what the pixels of crowd regions are, where no other region lies"
+    )
+    images: dict[str, str] = Field(
+        default_factory=dict, description="split: folder of its images under root; those not listed: root itself"
+    )
+
+
+class CvatConfig(Section):
+    """Where the images of an export of CVAT are, which holds none unless asked."""
+
+    images: str = Field("JPEGImages", min_length=1, description="folder of the images under root")
+
+
+class LayoutSection(Section):
+    """Where images and masks are, and how masks name their classes: the first part of the data section."""
+
+    root: str = Field(min_length=1, description="folder of the data set; relative to the current folder")
+    layout: Literal["folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat"] = Field(
+        "folders", description="how images and masks are kept: see data/README.md"
+    )
+    images: str = Field("images", description="folder of the images under root (layout: folders)")
+    masks: str = Field("masks", description="folder of the masks under root (layout: folders)")
+    splits: dict[str, str] = Field(
+        default_factory=lambda: {"train": "train", "val": "val", "test": "test"},
+        description="split name: sub-folder, list, table, value of a column or COCO file, as the layout wants it",
+    )
+    table: TableConfig = TableConfig()
+    cityscapes: CityscapesConfig = CityscapesConfig()
+    voc: VocConfig = VocConfig()
+    coco: CocoConfig | None = None
+    cvat: CvatConfig = CvatConfig()
+    label_map: dict[int, Label] | None = Field(
+        None,
+        description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "
+        "classes); values not listed are errors",
+    )
+    name_map: dict[str, Label] = Field(
+        default_factory=dict,
+        description="a name of the data set (layouts cityscapes, coco, cvat) that is no class: class or 'ignore'",
+    )
+    colors: dict[str, Color | tuple[Color, ...]] | None = Field(
+        None, description="class or 'ignore': RGB colour in the masks, or a list of these; other colours are errors"
+    )
+    bands: tuple[Count, ...] | None = Field(
+        None, description="bands of the image files that become channels, counted from 1; default: all"
+    )
+
+    @field_validator("label_map")
+    @classmethod
+    def _values_of_masks(cls, label_map: dict[int, Label] | None) -> dict[int, Label] | None:
+        outside = [raw for raw in label_map or {} if not 0 <= raw <= MAX_MASK_VALUE]
+        if outside:
+            raise ValueError(
+                f"masks hold values from 0 to {MAX_MASK_VALUE}, so none can be {', '.join(map(str, outside[:5]))}: "
+                "the keys are the values in the mask files"
+            )
+        return label_map
+
+    @model_validator(mode="after")
+    def _layout_reads_all(self) -> LayoutSection:
+        changed = self.changed_keys()
+        for key, layouts in LAYOUTS_OF_KEYS.items():
+            if key in changed and self.layout not in layouts:
+                raise ValueError(f"{key}: belongs to layout: {' or '.join(layouts)}, and the layout is {self.layout}")
+        if self.layout == "coco" and self.coco is None:
+            raise ValueError("coco: missing; say what pixels without annotation are, such as {unlabeled: background}")
+        if self.colors is not None and self.label_map is not None:
+            raise ValueError("colors: masks hold either colours (colors) or numbers (label_map); drop one of the two")
+        if self.name_map and self.label_map is not None:
+            raise ValueError("name_map: label_map says by itself what each value is; drop one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_known(self) -> LayoutSection:
+        unknown = [split for split in self.coco.images if split not in self.splits] if self.coco is not None else []
+        if unknown:
+            raise ValueError(f"coco.images: {', '.join(unknown)} not among data.splits: {', '.join(self.splits)}")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_colors(self) -> LayoutSection:
+        owners: dict[Color, str] = {}
+        for color, label in self.color_table():
+            if owners.setdefault(color, label) != label:
+                raise ValueError(f"colors: {list(color)} stands for both {owners[color]} and {label}")
+        return self
+
+    def color_table(self) -> Iterator[tuple[Color, str]]:
+        """Yield each colour of `colors` with its class name or 'ignore'."""
+        for label, colors in (self.colors or {}).items():
+            single = bool(colors) and isinstance(colors[0], int)
+            for color in (colors,) if single else colors:
+                yield color, label  # type: ignore[misc]  # mypy does not follow `single`
+
+    def named_labels(self) -> Iterator[tuple[str, Label]]:
+        """Yield where a class is named besides `classes`, and that name, number or 'ignore'."""
+        for raw, label in (self.label_map or {}).items():
+            yield f"label_map[{raw}]", label
+        for name, label in self.name_map.items():
+            yield f"name_map[{name}]", label
+        for label in self.colors or {}:
+            yield f"colors[{label}]", label
+        if self.coco is not None:
+            yield "coco.unlabeled", self.coco.unlabeled
+            if self.coco.others is not None:
+                yield "coco.others", self.coco.others
+
+    @property
+    def holds_numbers(self) -> bool:
+        """Whether the values of the mask files themselves are what label_map maps, not colours or regions."""
+        return self.colors is None and self.layout not in ("coco", "cvat")
+
+    def value_map(self, classes: tuple[str, ...]) -> dict[int, Label] | None:
+        """What raw mask values mean, as the layout's reader gives them; None: they are the class numbers.
+
+        Raises:
+            ValueError: labels of Cityscapes without a meaning.
+        """
+        if not self.holds_numbers:
+            return {**{number: number for number in range(len(classes))}, RAW_IGNORED: IGNORE}
+        if self.label_map is not None:
+            return self.label_map
+        if self.layout == "cityscapes":
+            return cityscapes.raw_labels(classes, self.name_map, labels=self.cityscapes.labels)
+        if self.layout == "ade20k":
+            return {0: IGNORE} | {number + 1: number for number in range(len(classes))}
+        return None
+
+    def layout_key(self) -> dict[str, Any]:
+        """Everything on which samples and raw masks depend besides root and split, as plain values."""
+        return self.model_dump(mode="json", include=set(LayoutSection.model_fields) - {"root", "splits"})

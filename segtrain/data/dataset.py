@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from segtrain.config.data import DataConfig
 from segtrain.data.distance import signed_distance
 from segtrain.data.formats import Sample, data_root, mask_reader
-from segtrain.data.masks import AnyArray, LabelRules, read_image
+from segtrain.data.images import AnyArray, read_image
+from segtrain.data.masks import LabelRules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Samples
 from segtrain.data.transforms import TrainTransform, resize_image

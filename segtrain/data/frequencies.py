@@ -196,7 +196,7 @@ def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:
         return
     totals = counts.sum(axis=0)
     only_first = totals[0] > 0 and not totals[1:-1].any()
-    if data.label_map is None and data.ignore_index == 255 and only_first and totals[-1] > 0:
+    if data.raw_labels() is None and data.ignore_index == 255 and only_first and totals[-1] > 0:
         names = data.class_names
         raise DataError(
             f"the masks of split 'train' of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "

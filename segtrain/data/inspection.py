@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, mask_reader
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, Header
-from segtrain.data.masks import LabelRules, decode_image, histogram, narrow, read_checked
+from segtrain.data.images import decode_image, read_checked
+from segtrain.data.masks import LabelRules, histogram, narrow
 from segtrain.data.problems import FileProblem, Kind, Problem
 from segtrain.errors import DataError
 

@@ -1,4 +1,4 @@
-"""Turns image and mask files into arrays: pixels as they are stored, and raw mask values as training targets."""
+"""Turns mask files into arrays: raw values or colours as they are stored, and raw values as training targets."""
 
 from __future__ import annotations
 
@@ -13,64 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.headers import Header, open_image, read_header
+from segtrain.data.headers import Header, open_image
+from segtrain.data.images import COLOR_MODES, AnyArray, decode_pixels, read_checked
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.errors import DataError, some
 
-AnyArray = NDArray[Any]
 MAX_VALUES_SHOWN = 10
 LARGEST_RAW_VALUE = 65535
 CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
 
-GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
-COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
 COLOR_MASK = (
-    "colour masks are not index masks: a mask has one channel whose values are class numbers. Save the palette "
-    "indices (PNG mode P), or convert the colours to class numbers once"
+    "colour masks are not index masks: a mask has one channel whose values are class numbers. Say in data.colors what "
+    "the colours mean, or save the palette indices (PNG mode P)"
 )
-
-
-def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray:
-    """Read an image as it is stored.
-
-    With `in_channels` 3 a grey image is repeated in each channel; an alpha channel is dropped. EXIF
-    orientation is not applied, because masks carry none: the scan reports rotated images.
-
-    Returns:
-        uint8 or uint16 [H, W, in_channels], RGB.
-
-    Raises:
-        FileProblem: unreadable or truncated file, colours where one channel is expected, a type of pixel
-            other than 8 or 16 bits without sign, more than `max_pixels` pixels.
-    """
-    data, header = read_checked(path, max_pixels=max_pixels)
-    return decode_image(data, header, path=path, in_channels=in_channels)
-
-
-def decode_image(data: bytes, header: Header, *, path: Path, in_channels: int) -> AnyArray:
-    """Decode the bytes of an image file whose header is known; see read_image."""
-    if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
-    reason = explain_mode(header, in_channels)
-    if reason:
-        raise FileProblem(path, reason, Kind.PIXEL_TYPE)
-    pixels = _decode(data, path)
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign", Kind.PIXEL_TYPE)
-    if pixels.ndim == 2 or header.mode in GRAY_MODES:
-        channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
-        return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
-    code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(pixels, code)
-
-
-def explain_mode(header: Header, in_channels: int) -> str:
-    """Say why an image of this kind of pixel does not fit `in_channels` (1 or 3); empty when it does."""
-    if header.mode not in (*GRAY_MODES, *COLOR_MODES):
-        return f"{header.kind} pixels of mode {header.mode}; images have 8 or 16 bits without sign"
-    if in_channels == 1 and header.mode in COLOR_MODES:
-        return "a colour image, but model.in_channels is 1: convert it to grey, or use 3"
-    return ""
 
 
 def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
@@ -93,9 +48,9 @@ def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     if not header.complete:
         raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
     if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
-        return _one_channel(_decode(data, path), header, path)
+        return _one_channel(decode_pixels(data, path), header, path)
     if header.mode not in ("P", "1", "I"):
-        pixels = _decode(data, path)
+        pixels = decode_pixels(data, path)
         if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
             raise FileProblem(
                 path, f"{header.mode} {header.kind}: a mask holds whole numbers of 8 or 16 bits", Kind.PIXEL_TYPE
@@ -108,6 +63,31 @@ def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     except (SyntaxError, OSError, ValueError, EOFError) as error:
         raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def decode_colors(data: bytes, header: Header, *, path: Path) -> NDArray[np.uint8]:
+    """Decode the colours of a mask file whose header is known; those of the palette, where it has one.
+
+    Returns:
+        uint8 [H, W, 3], RGB; grey is a colour whose three parts are equal.
+
+    Raises:
+        FileProblem: unreadable or truncated file, more than 8 bits, transparent pixels.
+    """
+    if not header.complete:
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
+    if header.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        reason = f"{header.mode} {header.kind}: a mask of colours is RGB or has a palette, with 8 bits"
+        raise FileProblem(path, reason, Kind.PIXEL_TYPE)
+    pixels = decode_pixels(data, path)
+    if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise FileProblem(path, f"{header.mode} {header.kind} of {pixels.dtype}: colours have 8 bits", Kind.PIXEL_TYPE)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.shape[2] == 4 and not (pixels[:, :, 3] == 255).all():
+        reason = "some pixels are transparent; save the mask without an alpha channel"
+        raise FileProblem(path, f"{header.mode} {header.kind}: {reason}", Kind.PIXEL_TYPE)
+    return np.ascontiguousarray(pixels[:, :, 2::-1])
 
 
 def _one_channel(pixels: AnyArray, header: Header, path: Path) -> AnyArray:
@@ -128,28 +108,6 @@ def _unscale(pixels: AnyArray, data: bytes, header: Header) -> AnyArray:
     """Undo the stretching of 2 and 4-bit grey PNG to 0..255 that every decoder applies."""
     bits = data[24] if header.kind == "PNG" else 8  # the depth stands at byte 24 of every PNG
     return pixels // np.uint8(255 // (2**bits - 1)) if bits < 8 else pixels
-
-
-def _decode(data: bytes, path: Path) -> AnyArray:
-    try:
-        # IMREAD_UNCHANGED keeps 16 bits and alpha, and never applies EXIF orientation.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
-    if pixels is None:
-        raise FileProblem(path, "the pixels cannot be decoded: the file is damaged")
-    return np.asarray(pixels)
-
-
-def read_checked(path: Path, *, max_pixels: int) -> tuple[bytes, Header]:
-    """The bytes of an image file and its header, which is checked before the rest is read; raises FileProblem."""
-    try:
-        with path.open("rb") as stream:
-            header = read_header(stream, path, max_pixels=max_pixels)
-            stream.seek(0)
-            return stream.read(), header
-    except OSError as error:
-        raise FileProblem(path, f"cannot be read ({error.strerror or error})") from error
 
 
 def histogram(raw: AnyArray) -> NDArray[np.int64]:
@@ -176,14 +134,13 @@ class LabelRules:
 
     @classmethod
     def from_config(cls, data: DataConfig) -> LabelRules:
-        """Resolve the names in data.label_map."""
+        """Resolve the names in data.label_map, or in what the layout has in its place."""
         names = data.class_names
         numbers = {name: number for number, name in enumerate(names)} | {"ignore": data.ignore_index}
         mapping = None
-        if data.label_map is not None:
-            mapping = {
-                raw: numbers[label] if isinstance(label, str) else label for raw, label in data.label_map.items()
-            }
+        labels = data.raw_labels()
+        if labels is not None:
+            mapping = {raw: numbers[label] if isinstance(label, str) else label for raw, label in labels.items()}
         return cls(num_classes=len(names), ignore_index=data.ignore_index, mapping=mapping, names=names)
 
     @property

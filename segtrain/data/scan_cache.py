@@ -19,7 +19,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.formats import Sample, data_root
+from segtrain.data.formats import Sample, data_root, mask_reader
 from segtrain.data.masks import LabelRules
 from segtrain.data.samples import Column, Samples, Texts
 from segtrain.errors import SegtrainError
@@ -135,7 +135,7 @@ def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
 def _key(data: DataConfig, split: str, rules: LabelRules) -> str:
     """What an entry depends on besides its files."""
     mapping = sorted(rules.mapping.items()) if rules.mapping is not None else None
-    place = [data.layout, data.images, data.masks, data.splits[split]]
+    place = [data.layout_key(), data.splits[split], repr(mask_reader(data))]
     checks = [data.max_pixels, len(data.normalize.mean)]
     return _hash(json.dumps([CACHE_VERSION, place, rules.num_classes, rules.ignore_index, mapping, checks]))
 

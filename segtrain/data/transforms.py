@@ -18,7 +18,7 @@ import albumentations as A
 
 from segtrain.config import transforms as sections
 from segtrain.config.data import DataConfig
-from segtrain.data.masks import AnyArray
+from segtrain.data.images import AnyArray
 from segtrain.errors import ConfigError, DataError
 
 Pair = tuple[AnyArray, AnyArray]

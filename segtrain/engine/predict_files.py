@@ -19,7 +19,7 @@ from segtrain.config import Config
 from segtrain.console import progress
 from segtrain.data.formats import image_files
 from segtrain.data.headers import SUFFIXES
-from segtrain.data.masks import read_image
+from segtrain.data.images import read_image
 from segtrain.data.problems import FileProblem
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import colorize, overlay, palette

@@ -18,7 +18,8 @@ from PIL import Image
 
 from segtrain.config.data import DataConfig
 from segtrain.data import masks
-from segtrain.data.masks import LabelRules, histogram, read_image, read_mask
+from segtrain.data.images import read_image
+from segtrain.data.masks import LabelRules, histogram, read_mask
 from segtrain.data.problems import FileProblem
 from segtrain.errors import DataError
 

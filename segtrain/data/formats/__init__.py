@@ -7,8 +7,10 @@ from pathlib import Path
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats.base import HeaderCheck, Layout, Listing, MaskReader, Sample, image_files
-from segtrain.data.formats.folders import FOLDERS
-from segtrain.data.formats.lists import LISTS
+from segtrain.data.formats.coco import COCO
+from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS
+from segtrain.data.formats.image_sets import CVAT, VOC
+from segtrain.data.formats.tables import LISTS, TABLE
 from segtrain.data.problems import Problem
 from segtrain.errors import DataError, listing
 
@@ -31,6 +33,12 @@ __all__ = [
 FORMATS: dict[str, Layout] = {
     "folders": FOLDERS,
     "lists": LISTS,
+    "table": TABLE,
+    "cityscapes": CITYSCAPES,
+    "voc": VOC,
+    "ade20k": ADE20K,
+    "coco": COCO,
+    "cvat": CVAT,
 }
 
 

@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from segtrain.config.data import DataConfig
 from segtrain.data.headers import SUFFIXES, Header
-from segtrain.data.masks import AnyArray
+from segtrain.data.images import AnyArray
 from segtrain.data.problems import Kind, Problem
 from segtrain.errors import DataError, listing
 
@@ -34,12 +34,13 @@ class Sample:
 class Listing:
     """What a split holds: usable samples in the order of their names (or lines), and files with a reason.
 
-    unused_masks: masks without an image, which are no error.
+    unused_masks: masks without an image, which are no error. columns: what else a table says of each sample.
     """
 
     samples: Sequence[Sample]
     problems: list[Problem]
     unused_masks: list[Path] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class HeaderCheck(Protocol):
@@ -51,7 +52,8 @@ class HeaderCheck(Protocol):
 class MaskReader(Protocol):
     """Reads the raw mask of a sample, whose values LabelRules then turns into classes.
 
-    It can be pickled, threads share it, and it holds nothing large: workers get a copy each.
+    It can be pickled, threads share it, and it holds nothing large: workers get a copy each. Its repr tells all on
+    which the masks depend besides the files of the samples: the scan's cache is valid for that.
     """
 
     def __call__(self, sample: Sample, *, check: HeaderCheck | None = None) -> AnyArray:
@@ -128,13 +130,18 @@ class Row:
     image: Path
     mask: Path
 
+    @property
+    def name(self) -> str:
+        """The name of the sample."""
+        return self.image.with_suffix("").as_posix().lstrip("/")
+
 
 def pair_by_rows(rows: Iterable[Row], *, folder: Path, source: Path) -> Listing:
     """The pairs that the lines of `source` name, where both files exist and no sample comes twice."""
     samples, problems = [], []
     lines: dict[str, int] = {}
     for row in rows:
-        name = row.image.with_suffix("").as_posix().lstrip("/")
+        name = row.name
         first = lines.setdefault(name, row.number)
         if first != row.number:
             reason = f"lines {first} and {row.number} name the same sample: {name}"
@@ -155,17 +162,18 @@ def require_folder(folder: Path, *, split: str, keys: str) -> None:
         raise DataError(f"split {split!r}: no folder {folder} ({keys})")
 
 
-def read_text(path: Path, *, split: str, what: str) -> str:
+def read_text(path: Path, *, what: str) -> str:
     """The text of a file of the layout; raises DataError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"split {split!r}: {what} {path} cannot be read ({error})") from error
+        raise DataError(f"{what} {path} cannot be read ({error})") from error
 
 
 def read_stems(path: Path, *, split: str) -> list[str]:
-    """The first word of each line of a list of names (VOC's ImageSets); raises DataError for none or repeats."""
-    stems = [line.split()[0] for line in read_text(path, split=split, what="the list").splitlines() if line.strip()]
+    """The lines of a list of names (VOC's ImageSets); raises DataError for none or repeats."""
+    text = read_text(path, what=f"split {split!r}: the list")
+    stems = [line.strip() for line in text.splitlines() if line.strip()]
     if not stems:
         raise DataError(f"split {split!r}: {path} names no samples")
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]

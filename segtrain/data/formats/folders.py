@@ -1,4 +1,4 @@
-"""The layout `folders`: images/<split> and masks/<split>, paired by what stands before the suffix."""
+"""The layouts of paired folders: `folders`, `ade20k` and `cityscapes`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ from segtrain.data.formats.base import Layout, Listing, by_stem, pair_by_stem, r
 from segtrain.data.formats.readers import file_masks
 from segtrain.errors import DataError
 
+CITY_IMAGES = "leftImg8bit"
+CITY_MASKS = {"ids": "labelIds", "train_ids": "labelTrainIds"}
 
-def _find(data: DataConfig, root: Path, split: str) -> Listing:
+
+def _find_pairs(data: DataConfig, root: Path, split: str) -> Listing:
     """images/<split>/a/b.jpg goes with masks/<split>/a/b.png, whatever the suffixes."""
-    image_folder = root / data.images / data.splits[split]
-    mask_folder = root / data.masks / data.splits[split]
-    for folder, key in ((image_folder, "images"), (mask_folder, "masks")):
-        require_folder(folder, split=split, keys=f"data.root / data.{key} / data.splits.{split}")
+    places = (data.images, data.masks)
+    keys = tuple(f"data.root / data.{key} / data.splits.{split}" for key in ("images", "masks"))
+    return _pair(root, split, data.splits[split], places=places, keys=keys)
+
+
+def _find_ade20k(data: DataConfig, root: Path, split: str) -> Listing:
+    """images/<split>/a.jpg goes with annotations/<split>/a.png."""
+    keys = tuple(f"data.root / {name} / data.splits.{split}, as ADE20K has it" for name in ("images", "annotations"))
+    return _pair(root, split, data.splits[split], places=("images", "annotations"), keys=keys)
+
+
+def _pair(root: Path, split: str, part: str, *, places: tuple[str, str], keys: tuple[str, ...]) -> Listing:
+    image_folder, mask_folder = (root / place / part for place in places)
+    for folder, key in zip((image_folder, mask_folder), keys, strict=True):
+        require_folder(folder, split=split, keys=key)
     images = by_stem(image_folder)
     if not images:
         raise DataError(f"split {split!r}: no images in {image_folder}; looked for {suffixes()}")
@@ -23,8 +37,33 @@ def _find(data: DataConfig, root: Path, split: str) -> Listing:
     return pair_by_stem(images, by_stem(mask_folder), expected=lambda name: f"{mask_folder / name}.png (or {others})")
 
 
+def _find_cityscapes(data: DataConfig, root: Path, split: str) -> Listing:
+    """leftImg8bit/<split>/<city>/a_leftImg8bit.png goes with gtFine/<split>/<city>/a_gtFine_labelIds.png."""
+    part, annotations = data.splits[split], data.cityscapes.annotations
+    image_folder, mask_folder = root / CITY_IMAGES / part, root / annotations / part
+    for folder in (image_folder, mask_folder):
+        require_folder(folder, split=split, keys=f"data.root / .. / data.splits.{split}, as Cityscapes has it")
+    mask_end = f"_{annotations}_{CITY_MASKS[data.cityscapes.labels]}"
+    images = _without_end(by_stem(image_folder), f"_{CITY_IMAGES}")
+    if not images:
+        raise DataError(f"split {split!r}: no images in {image_folder}; looked for *_{CITY_IMAGES}.png")
+    masks = _without_end(by_stem(mask_folder), mask_end)
+    return pair_by_stem(images, masks, expected=lambda name: f"{mask_folder / name}{mask_end}.png")
+
+
+def _without_end(files: dict[str, list[Path]], end: str) -> dict[str, list[Path]]:
+    """Those files whose stems end so, by the stems without that end."""
+    return {name.removesuffix(end): paths for name, paths in files.items() if name.endswith(end)}
+
+
 def _exists(data: DataConfig, root: Path, split: str) -> bool:
     return (root / data.images / data.splits[split]).exists()
 
 
-FOLDERS = Layout(_find, _exists, file_masks)
+def _exists_in_cityscapes(data: DataConfig, root: Path, split: str) -> bool:
+    return (root / CITY_IMAGES / data.splits[split]).exists()
+
+
+FOLDERS = Layout(_find_pairs, _exists, file_masks)
+ADE20K = Layout(_find_ade20k, _exists, file_masks)
+CITYSCAPES = Layout(_find_cityscapes, _exists_in_cityscapes, file_masks)
