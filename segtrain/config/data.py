@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from segtrain.config.layouts import IGNORE, NONE, RAW_NONE, Color, LayoutSection
+from segtrain.config.sampling import SamplingConfig, UniformSampling, check_choice
 from segtrain.config.sections import Count, Positive, Section
-from segtrain.config.transforms import Size, TransformConfig
+from segtrain.config.transforms import Size, TransformConfig, class_choices
 
 MAX_CLASSES = 32767  # what class maps of int16 hold
 MAX_LABELS = 254  # of classes that may overlap: beside them, 'none' and 'ignore' are told apart in a byte
@@ -78,6 +79,7 @@ class DataConfig(LayoutSection):
     input_size: Size | None = Field(None, description="[height, width] to which images are resized for the model")
     normalize: NormalizeConfig = NormalizeConfig()
     train_transforms: tuple[TransformConfig, ...] = ()
+    sampling: SamplingConfig = UniformSampling(name="uniform")
     workers: Annotated[int, Field(ge=0)] = 2
 
     @field_validator("classes")
@@ -112,6 +114,15 @@ class DataConfig(LayoutSection):
             if isinstance(label, int) and not 0 <= label < num_classes:
                 raise ValueError(f"{place}: class {label} is not in 0 to {num_classes - 1}")
         self.raw_labels()
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_classes_exist(self) -> DataConfig:
+        choices = class_choices(self.train_transforms)
+        if self.sampling.negatives is not None:
+            choices["sampling.negatives.classes"] = self.sampling.negatives.classes
+        for key, choice in choices.items():
+            check_choice(choice, self.class_names, key=key)
         return self
 
     @model_validator(mode="after")

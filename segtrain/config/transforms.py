@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from segtrain.config.sections import Positive, Section
+from segtrain.config.sampling import ClassChoice
+from segtrain.config.sections import Count, NonNegative, Positive, Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -36,6 +38,32 @@ class Crop(Section):
 
     name: Literal["crop"]
     size: Size
+    center_on: ClassChoice | None = Field(
+        None, description="centre on a pixel of these classes where there is one; rare: the rarest third, or names"
+    )
+    p: Probability = Field(0.5, description="share of the crops that center_on centres")
+    cat_max_ratio: Fraction | None = Field(
+        None, description="draw again, 10 times at most, where one class has more of the valid pixels"
+    )
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> Crop:
+        if self.center_on is None and "p" in self.changed_keys():
+            raise ValueError("p is the share of the crops that center_on centres: give center_on, or drop p")
+        return self
+
+
+class CopyPaste(Section):
+    """Paste regions of rare classes from other training images, which are read for it."""
+
+    name: Literal["copy_paste"]
+    classes: ClassChoice = Field("rare", description="rare: the rarest third of the classes; or names or numbers")
+    p: Probability = 0.5
+    max_objects: Count = Field(3, description="1 to so many regions are pasted")
+    min_pixels: Count = Field(32, description="smaller regions are not pasted")
+    scale: Range = (0.75, 1.5)
+    flip: Probability = Field(0.5, description="how often a region is mirrored left and right")
+    feather: NonNegative = Field(0.0, description="pixels over which the rim of a region blends into the image")
 
 
 class Pad(Section):
@@ -102,6 +130,17 @@ class Noise(Section):
 
 
 TransformConfig = Annotated[
-    RandomScale | Crop | Pad | HorizontalFlip | VerticalFlip | Rotate90 | Rotate | Color | Blur | Noise,
+    RandomScale | Crop | CopyPaste | Pad | HorizontalFlip | VerticalFlip | Rotate90 | Rotate | Color | Blur | Noise,
     Field(discriminator="name"),
 ]
+
+
+def class_choices(steps: Iterable[TransformConfig]) -> dict[str, ClassChoice]:
+    """Classes that steps choose, by key, for a check of their names."""
+    found: dict[str, ClassChoice] = {}
+    for step in steps:
+        if isinstance(step, Crop) and step.center_on is not None:
+            found["train_transforms: crop.center_on"] = step.center_on
+        if isinstance(step, CopyPaste):
+            found["train_transforms: copy_paste.classes"] = step.classes
+    return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from segtrain.config.data import DataConfig
@@ -15,6 +17,7 @@ from segtrain.data.images import AnyArray, read_image
 from segtrain.data.masks import LabelRules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Samples
+from segtrain.data.steps import TrainingSet
 from segtrain.data.transforms import TrainTransform, resize_image
 from segtrain.errors import ConfigError, DataError, some
 
@@ -67,6 +70,7 @@ class TrainDataset(SegmentationDataset):
         *,
         split: str = "train",
         distance_classes: Sequence[int] | None = None,
+        counts: NDArray[np.int64] | None = None,
     ) -> None:
         """Read `samples` as `data` says.
 
@@ -76,12 +80,15 @@ class TrainDataset(SegmentationDataset):
             split: for messages.
             distance_classes: the K classes whose signed distance maps an item holds as well, measured in the
                 transformed target: what the boundary loss takes. None: no maps.
+            counts: pixels of each class in each sample, int64 [N, C + 1], as the scan gives them: for transforms
+                that look for rare classes.
 
         Raises:
-            ConfigError: a number that is no class.
+            ConfigError: a number that is no class, or a transform that needs `counts`, without them.
         """
         super().__init__(samples, data, split=split)
-        self._transform = TrainTransform(data)
+        self.counts = counts
+        self._transform = TrainTransform(data, training=None if counts is None else TrainingSet(counts, self.read))
         wrong = [c for c in distance_classes or () if not 0 <= c < len(data.classes)]
         if wrong:
             last = len(data.classes) - 1
@@ -93,7 +100,7 @@ class TrainDataset(SegmentationDataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int; distances float16 [K, H, W]."""
         index, seed = key
-        image, target = self._transform(*self.read(index), seed=seed)
+        image, target = self._transform(*self.read(index), seed=seed, index=index)
         item = as_item(image, target, index)
         if self.distance_classes is not None:
             maps = signed_distance(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segtrain.config import sampling as sections
 from segtrain.config.per_class import class_numbers
-from segtrain.errors import DataError, some
+from segtrain.errors import ConfigError, DataError, some
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -231,7 +231,10 @@ def chosen_classes(
     if choice == "rare":
         present = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c] > 0]
         return tuple(present[: math.ceil(len(present) / 3 - 1e-9)])
-    return class_numbers(choice, num_classes=len(class_names), class_names=class_names, key=key)
+    try:
+        return class_numbers(choice, num_classes=len(class_names), class_names=class_names, key=key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _through_classes(counts: Counts, class_probability: Floats, *, min_pixels: int) -> Floats:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,25 +17,13 @@ import albumentations as A
 
 from segtrain.config import transforms as sections
 from segtrain.config.data import DataConfig
+from segtrain.data.copy_paste import copy_paste
+from segtrain.data.crops import class_crop
 from segtrain.data.images import AnyArray
+from segtrain.data.steps import Context, Draws, Pair, Step, TrainingSet, resize_image, resize_target
 from segtrain.errors import ConfigError, DataError
 
-Pair = tuple[AnyArray, AnyArray]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The sources of randomness of one call: albumentations wants one of each."""
-
-    generator: np.random.Generator
-    python: random.Random
-
-    @classmethod
-    def from_seed(cls, seed: int) -> Draws:
-        return cls(np.random.default_rng(seed), random.Random(seed))
-
-
-Step = Callable[[AnyArray, AnyArray, Draws], Pair]
+__all__ = ["TRANSFORMS", "TrainTransform", "resize_image", "resize_target"]
 
 
 class TrainTransform:
@@ -47,41 +34,29 @@ class TrainTransform:
     always agree. Here each call draws from streams of its own, which all steps share in turn.
     """
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, *, training: TrainingSet | None = None) -> None:
+        """Build the steps; `training` is for those that look at other samples, or at how rare the classes are.
+
+        Raises:
+            ConfigError: a step that needs RGB images, or a training set, without one.
+        """
         if len(data.normalize.mean) != 3 and any(step.name == "color" for step in data.train_transforms):
             raise ConfigError("data.train_transforms: color needs RGB images, and model.in_channels is not 3")
         self._input_size = data.input_size
-        self._steps = [TRANSFORMS[step.name](step, data.ignore_index) for step in data.train_transforms]
+        context = Context(data.class_names, data.ignore_index, data.input_size, training)
+        self._steps = [TRANSFORMS[step.name](step, context) for step in data.train_transforms]
 
-    def __call__(self, image: AnyArray, target: AnyArray, *, seed: int) -> Pair:
+    def __call__(self, image: AnyArray, target: AnyArray, *, seed: int, index: int | None = None) -> Pair:
         """Transform image [H, W, C] and target [H, W] together; types stay, sizes may change.
 
-        `seed` lies in 0 to 2^64 − 1.
+        `seed` lies in 0 to 2^64 − 1. `index` is the sample's, for steps that take from other samples.
         """
         if self._input_size is not None:
             image, target = resize_image(image, self._input_size), resize_target(target, self._input_size)
-        draws = Draws.from_seed(seed)
+        draws = Draws.from_seed(seed, index=index)
         for step in self._steps:
             image, target = step(image, target, draws)
         return np.ascontiguousarray(image), np.ascontiguousarray(target)
-
-
-def resize_image(image: AnyArray, size: tuple[int, int]) -> AnyArray:
-    """Resize [H, W, C] to `size` [height, width]: pixel areas when both sides shrink, else bilinear."""
-    height, width = image.shape[:2]
-    if (height, width) == size:
-        return image
-    shrinks = size[0] <= height and size[1] <= width
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized if resized.ndim == 3 else resized[:, :, None]  # OpenCV drops a single channel
-
-
-def resize_target(target: AnyArray, size: tuple[int, int]) -> AnyArray:
-    """Resize [H, W] to `size` [height, width] by the nearest pixel, so that no class is invented."""
-    if target.shape == size:
-        return target
-    # INTER_NEAREST takes the upper left of the pixels that fall together: a shift against the image.
-    return cv2.resize(target, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 @dataclass(frozen=True)
@@ -139,26 +114,28 @@ class NoiseStep:
         return np.rint(np.clip(noise, 0, largest, out=noise), out=noise).astype(image.dtype), target
 
 
-def _crop(section: sections.Crop, ignore_index: int) -> Step:
+def _crop(section: sections.Crop, context: Context) -> Step:
+    if section.center_on is not None or section.cat_max_ratio is not None:
+        return class_crop(section, context)
     height, width = section.size
-    return Albumentation(A.RandomCrop(height, width, pad_if_needed=True, **_border(ignore_index)))
+    return Albumentation(A.RandomCrop(height, width, pad_if_needed=True, **_border(context)))
 
 
-def _pad(section: sections.Pad, ignore_index: int) -> Step:
+def _pad(section: sections.Pad, context: Context) -> Step:
     height, width = section.size
-    return Albumentation(A.PadIfNeeded(height, width, p=1.0, **_border(ignore_index)))
+    return Albumentation(A.PadIfNeeded(height, width, p=1.0, **_border(context)))
 
 
-def _rotate(section: sections.Rotate, ignore_index: int) -> Step:
+def _rotate(section: sections.Rotate, context: Context) -> Step:
     limits = (-section.degrees, section.degrees)
-    return Albumentation(A.Rotate(limit=limits, p=section.p, **_border(ignore_index)))
+    return Albumentation(A.Rotate(limit=limits, p=section.p, **_border(context)))
 
 
-def _border(ignore_index: int) -> dict[str, Any]:
-    return {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": ignore_index}
+def _border(context: Context) -> dict[str, Any]:
+    return {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": context.ignore_index}
 
 
-def _color(section: sections.Color, ignore_index: int) -> Step:
+def _color(section: sections.Color, context: Context) -> Step:
     def factors(change: float) -> tuple[float, float]:
         return 1 - change, 1 + change
 
@@ -172,20 +149,21 @@ def _color(section: sections.Color, ignore_index: int) -> Step:
     return ColorStep(Albumentation(jitter))
 
 
-def _blur(section: sections.Blur, ignore_index: int) -> Step:
+def _blur(section: sections.Blur, context: Context) -> Step:
     # blur_limit 0: the kernel's size follows from sigma
     return Albumentation(A.GaussianBlur(blur_limit=0, sigma_limit=section.sigma, p=section.p))
 
 
-TRANSFORMS: dict[str, Callable[[Any, int], Step]] = {
-    "random_scale": lambda section, ignore_index: RandomScaleStep(section),
+TRANSFORMS: dict[str, Callable[[Any, Context], Step]] = {
+    "random_scale": lambda section, context: RandomScaleStep(section),
     "crop": _crop,
+    "copy_paste": copy_paste,
     "pad": _pad,
-    "horizontal_flip": lambda section, ignore_index: Albumentation(A.HorizontalFlip(p=section.p)),
-    "vertical_flip": lambda section, ignore_index: Albumentation(A.VerticalFlip(p=section.p)),
-    "rotate90": lambda section, ignore_index: Albumentation(A.RandomRotate90(p=section.p)),
+    "horizontal_flip": lambda section, context: Albumentation(A.HorizontalFlip(p=section.p)),
+    "vertical_flip": lambda section, context: Albumentation(A.VerticalFlip(p=section.p)),
+    "rotate90": lambda section, context: Albumentation(A.RandomRotate90(p=section.p)),
     "rotate": _rotate,
     "color": _color,
     "blur": _blur,
-    "noise": lambda section, ignore_index: NoiseStep(section),
+    "noise": lambda section, context: NoiseStep(section),
 }

@@ -23,9 +23,11 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import ScanResult, check_split
 from segtrain.data.loader import build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
+from segtrain.data.schemes import build_scheme
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
+from segtrain.engine.exposure import count_targets
 from segtrain.engine.fitness import (
     accumulation_note,
     activation_note,
@@ -83,7 +85,13 @@ def prepare(
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    sampler = TrainBatchSampler(len(data.train), config.train.batch_size, seed=config.seed)
+    sampler = TrainBatchSampler(
+        len(data.train),
+        config.train.batch_size,
+        seed=config.seed,
+        scheme=build_scheme(config.data.sampling, data.train_counts, class_names=config.data.class_names),
+        epoch_samples=config.data.sampling.epoch_samples,
+    )
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
     optimizer = build_optimizer(model, config.optimizer)
@@ -149,6 +157,7 @@ class _Data:
     train: TrainDataset
     val: EvalDataset
     frequencies: ClassFrequencies
+    train_counts: NDArray[np.int64]
     val_counts: NDArray[np.int64]
 
     @classmethod
@@ -156,17 +165,17 @@ class _Data:
         """Check the configured splits whole and count their classes; data that was given is counted as it is."""
         if train is None:
             scan = _scan(config, "train", console)
-            train, frequencies = TrainDataset(scan.samples, config.data), scan.frequencies
+            counts, frequencies = scan.counts, scan.frequencies
+            train = TrainDataset(scan.samples, config.data, counts=counts)
         else:
-            targets = (train.read(index)[1] for index in range(len(train)))
-            num_classes, ignore_index = len(config.data.classes), config.data.ignore_index
-            frequencies = ClassFrequencies.from_targets(targets, num_classes=num_classes, ignore_index=ignore_index)
+            counts = count_targets((train.read(index)[1] for index in range(len(train))), config.data)
+            frequencies = ClassFrequencies.from_counts(counts)
         if val is None:
             scan = _scan(config, "val", console)
             for message in check_val_classes(config, scan.frequencies.pixels.tolist()):
                 say(console, f"warning: {message}", style="yellow")
-            return cls(train, EvalDataset(scan.samples, config.data), frequencies, scan.counts)
-        return cls(train, val, frequencies, np.zeros((len(val), len(config.data.classes)), np.int64))
+            return cls(train, EvalDataset(scan.samples, config.data), frequencies, counts, scan.counts)
+        return cls(train, val, frequencies, counts, np.zeros((len(val), len(config.data.classes)), np.int64))
 
     def with_maps(self, config: Config, classes: tuple[int, ...] | None, *, given: bool) -> _Data:
         """Have the training data make the distance maps that the loss reads; data that was given must fit them."""
@@ -174,7 +183,8 @@ class _Data:
             check_distances(self.train, classes)
         if given or classes is None:
             return self
-        return replace(self, train=TrainDataset(self.train.samples, config.data, distance_classes=classes))
+        train = TrainDataset(self.train.samples, config.data, distance_classes=classes, counts=self.train_counts)
+        return replace(self, train=train)
 
     def validation_images(self, config: Config) -> ValidationImages:
         """Choose the samples that TensorBoard shows."""
