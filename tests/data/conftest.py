@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from segtrain.config.data import DataConfig
+from segtrain.data.formats import find_samples, mask_reader
+from segtrain.data.masks import LabelRules
 
 
 @pytest.fixture
@@ -56,3 +59,16 @@ def pair(save: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
         return save(f"images/{split}/{name}{image_suffix}", noise), save(f"masks/{split}/{name}.png", mask)
 
     return write
+
+
+@pytest.fixture
+def targets_of() -> Callable[..., dict[str, Any]]:
+    """Read the targets of a split, by the names of its samples, as training does: find, read raw, encode."""
+
+    def read(config: DataConfig, split: str = "train") -> dict[str, Any]:
+        listing = find_samples(config, split)
+        assert not listing.problems
+        reader, rules = pickle.loads(pickle.dumps(mask_reader(config))), LabelRules.from_config(config)
+        return {sample.name: rules.encode(reader(sample)) for sample in listing.samples}
+
+    return read

@@ -24,7 +24,7 @@ REACH = 2  # polygons may leave their image by so many of its sizes: further out
 def _find(data: DataConfig, root: Path, split: str) -> Listing:
     """The images that root/<splits[split]> names, below the folder of data.coco.images."""
     assert data.coco is not None, "the schema asks for it"
-    require("pycocotools.mask", extra="coco", what="layout: coco draws regions")
+    require("pycocotools.mask", extra="coco", what="layout: coco draws polygons")
     path = root / data.splits[split]
     index = open_index(path)
     _rules(data).values(index.used_categories(), source=path)
@@ -105,19 +105,39 @@ class _BadRegion(Exception):
 
 
 def _mask(region: Region, size: tuple[int, int]) -> NDArray[np.bool_]:
-    tool = require("pycocotools.mask", extra="coco", what="layout: coco draws regions")
-    shape, place = region.segmentation, f"annotation {region.number}"
     try:
-        if isinstance(shape, list):
-            parts = tool.frPyObjects([_polygon(part, size) for part in shape], *size) if shape else []
-            if not parts:
-                raise _BadRegion("has no segmentation")
-            return np.asarray(tool.decode(tool.merge(parts)), bool)
-        return np.asarray(tool.decode(_run_lengths(shape, size, tool)), bool)
+        counts = _run_lengths(region.segmentation, size)
+        # Not by pycocotools, whose decoder warns with NumPy 2.
+        values = np.arange(len(counts)) % 2 == 1
+        return np.repeat(values, counts).reshape(size[1], size[0]).T
     except _BadRegion as error:
-        raise _BadRegion(f"{place} {error}") from error
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise _BadRegion(f"{place} cannot be drawn ({error})") from error
+        raise _BadRegion(f"annotation {region.number} {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _BadRegion(f"annotation {region.number} cannot be drawn ({error})") from error
+
+
+def _run_lengths(shape: Any, size: tuple[int, int]) -> list[int]:
+    """The lengths of runs, column by column, the first of pixels outside of the region; all pixels are in one."""
+    if isinstance(shape, list):
+        counts = _numbers(_outline(shape, size))
+    elif isinstance(shape, dict) and set(shape) >= {"size", "counts"}:
+        if tuple(shape["size"]) != size:
+            raise _BadRegion(f"has run lengths for {tuple(shape['size'])}, its image is {size} (height, width)")
+        counts = _numbers(shape["counts"].encode()) if isinstance(shape["counts"], str) else shape["counts"]
+    else:
+        raise _BadRegion("has a segmentation that is neither polygons nor run lengths")
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
+        raise _BadRegion(f"has run lengths that do not add up to the {size[0] * size[1]} pixels of its image")
+    return counts
+
+
+def _outline(shape: list[Any], size: tuple[int, int]) -> bytes:
+    """The text of the run lengths of what polygons enclose."""
+    tool = require("pycocotools.mask", extra="coco", what="layout: coco draws polygons")
+    if not shape:
+        raise _BadRegion("has no segmentation")
+    parts = tool.frPyObjects([_polygon(part, size) for part in shape], *size)
+    return bytes(tool.merge(parts)["counts"])
 
 
 def _polygon(part: Any, size: tuple[int, int]) -> list[float]:
@@ -132,25 +152,12 @@ def _polygon(part: Any, size: tuple[int, int]) -> list[float]:
     return [float(number) for number in part]
 
 
-def _run_lengths(shape: Any, size: tuple[int, int], tool: Any) -> dict[str, Any]:
-    if not isinstance(shape, dict) or set(shape) < {"size", "counts"}:
-        raise _BadRegion("has a segmentation that is neither polygons nor run lengths")
-    if tuple(shape["size"]) != size:
-        raise _BadRegion(f"has run lengths for {tuple(shape['size'])}, its image is {size} (height, width)")
-    counts = shape["counts"]
-    if isinstance(counts, str):
-        counts = _numbers(counts)
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
-        raise _BadRegion(f"has run lengths that do not add up to the {size[0] * size[1]} pixels of its image")
-    return dict(tool.frPyObjects({"size": list(size), "counts": counts}, *size))
-
-
-def _numbers(text: str) -> list[int]:
+def _numbers(text: bytes) -> list[int]:
     """Decode the text form of run lengths: six bits to a character, each run but the first three less the one before
     its predecessor."""
     counts: list[int] = []
     value, shift = 0, 0
-    for character in text.encode("ascii"):
+    for character in text:
         bits = character - 48
         if not 0 <= bits < 64:
             raise _BadRegion("has run lengths that are no text of COCO")
