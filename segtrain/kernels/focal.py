@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segtrain.kernels.at_label import AtLabel
 
-def exponents(gamma: tuple[float, ...], bucket: Tensor, *, dtype: torch.dtype) -> float | Tensor:
-    """Return γ: a number, or where there are several that of each pixel's bucket (0 beyond the last)."""
-    return gamma[0] if len(gamma) == 1 else torch.tensor((*gamma, 0.0), dtype=dtype)[bucket]
+
+def exponents(gamma: tuple[float, ...], labels: AtLabel, *, dtype: torch.dtype) -> float | Tensor:
+    """Return γ: a number, or where there are several that of each pixel's label, `[B, p]` (0 where ignored)."""
+    if len(gamma) == 1:
+        return gamma[0]
+    return labels.look_up(torch.tensor(gamma, dtype=dtype).expand(len(labels.ignored), 1, -1))[0]
 
 
 def focal_power(q: Tensor, exponent: float | Tensor) -> Tensor:

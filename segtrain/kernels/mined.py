@@ -29,14 +29,16 @@ class MinedRead:
         self._at_once = rule.threshold is not None and rule.threshold < 1 and not rule.per_class
 
     def take(self, where: tuple[slice, ...], loss: Tensor) -> Tensor:
-        """Store the losses of a chunk; return 1.0 for what a threshold keeps of it, in their shape."""
+        """Store the losses of a chunk; return 1.0 for what a threshold keeps of it, in their shape.
+
+        A loss of NaN is not kept, and shows all the same: 0 times it is NaN.
+        """
         place = self.losses[where]
         place.copy_(loss.view(place.shape))
         if not self._at_once:
             return torch.zeros_like(loss)
         hard = torch.empty_like(loss)
-        torch.le(loss, self.rule.cut, out=hard)  # many times faster than a comparison that makes a bool
-        torch.sub(1, hard, out=hard)  # so that NaN is hard: a diverged pixel must show in the loss
+        torch.gt(loss, self.rule.cut, out=hard)  # many times faster than a comparison that makes a bool
         self.mask.view(torch.uint8)[where] = hard.view(place.shape)
         return hard
 

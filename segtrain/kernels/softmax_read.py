@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from segtrain.kernels.at_label import AtLabel, at_label, over_classes
 from segtrain.kernels.chunks import Chunk, chunks, few_rows, load, pixels_of
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
@@ -74,6 +75,10 @@ class Pixels:
         pixels = _length(chunk.rows) * _length(chunk.columns)
         return _length(chunk.images), self.num_classes, pixels
 
+    def at_label(self, chunk: Chunk) -> AtLabel:
+        """Return the labels of a chunk."""
+        return at_label(pixels_of(self.labels, chunk), num_classes=self.num_classes, dtype=self.dtype)
+
     def in_buffer(self, buffer: Tensor, chunk: Chunk) -> Tensor:
         """Return the start of a flat buffer as `[B, C, p]` of a chunk."""
         images, classes, pixels = self.shape(chunk)
@@ -93,7 +98,7 @@ class Exponentials:
     """A chunk of B images and p pixels after its one exponential; `[B, p]` where not said otherwise.
 
     q = 1 − p_y is made of a sum over the other classes: the difference would round to 0 near a certain label. An
-    ignored pixel has p = 1, q = 0, no loss and an inverse of 0, so that all it is multiplied with vanishes.
+    ignored pixel has an inverse of 0, so that all it is multiplied with vanishes; the rest are some finite numbers.
     """
 
     e: Tensor  # [B, C, p], exp(z) or exp(z − max z), with 0 in place of the label's
@@ -101,8 +106,7 @@ class Exponentials:
     p: Tensor  # p_y
     q: Tensor
     odds: Tensor  # q / p_y
-    bucket: Tensor  # int64, the label, C where ignored
-    index: Tensor  # int64, the label, any class where ignored
+    labels: AtLabel
     weight: Tensor | None  # of the pixel; None for 1
     kept: Tensor | None  # the same, 0 where mining leaves the pixel out
     weighted: Tensor | None = None  # Σ_{j≠y} slopes_j e_j, where slopes were given
@@ -124,7 +128,7 @@ def read(
     Scores of common size need no maximum taken from them: of each pixel, the sums of e^z are looked at, and only a
     chunk in which one leaves the safe range is done again with care.
     """
-    labels = pixels_of(pixels.labels, chunk)
+    labels = pixels.at_label(chunk)
     scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=e), labels, out=e)
     before = _copy(scores) if log_mass is not None else None
     part = None if _needs_care(pixels, chunk, scores, labels) else _fast(pixels, chunk, scores, labels, slopes, out=e)
@@ -144,26 +148,21 @@ def read(
     return part
 
 
-def shifted(pixels: Pixels, scores: Tensor, labels: Tensor, *, out: Tensor) -> Tensor:
+def shifted(pixels: Pixels, scores: Tensor, labels: AtLabel, *, out: Tensor) -> Tensor:
     """Return scale · (z + shift − margin at the label) of scores `[B, C, p]`: as they are, or in `out`."""
     if pixels.shift is not None:
         scores = torch.add(scores, pixels.shift, out=out)
     if pixels.margin is not None:
-        index = labels.clamp(max=pixels.num_classes - 1).long()
-        scores = out.copy_(scores)
-        out.scatter_add_(1, index.unsqueeze(1), -pixels.margin[index].unsqueeze(1))
+        scores = labels.subtract(scores, pixels.margin, out=out)
     return scores if pixels.scale == 1 else torch.mul(scores, pixels.scale, out=out)
 
 
-def mass(scores: Tensor, loss: Tensor, labels: Tensor, kept: Tensor | None) -> Tensor:
+def mass(scores: Tensor, loss: Tensor, labels: AtLabel, kept: Tensor | None) -> Tensor:
     """Return Σ_i k_i (log Σ_j e^{x_ij} − x_ic), float64 `[B, C]`, of scores x `[B, C, p]`: log Σ is ℓ + x_y."""
-    num_classes = scores.shape[1]
-    valid = _valid(labels, num_classes, scores.dtype)
-    kept = valid if kept is None else valid * kept
+    kept = 1 - labels.ignored if kept is None else torch.addcmul(kept, kept, labels.ignored, value=-1)
     if not bool(scores.sum().isfinite()):
         scores = _copy(scores.masked_fill((kept == 0).unsqueeze(1), 0.0))
-    index = labels.clamp(max=num_classes - 1).long()
-    log_total = loss + scores.gather(1, index.unsqueeze(1)).squeeze(1)
+    log_total = loss + labels.take(scores)
     return (log_total * kept).sum(1, keepdim=True, dtype=torch.float64) - over_pixels(scores, kept)
 
 
@@ -174,74 +173,64 @@ def over_pixels(values: Tensor, factor: Tensor) -> Tensor:
     return torch.matmul(values, factor.unsqueeze(2)).squeeze(2)
 
 
-def _over_classes(values: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Sum `[B, C, p]` over the classes, and the same times slopes `[B, C]`, as one product: `[B, p]` each."""
-    ones = torch.ones_like(values[:, :, 0])
-    left = torch.stack((ones,) if slopes is None else (ones, slopes), dim=1)
-    sums = torch.mm(left[0], values[0]).unsqueeze(0) if len(values) == 1 else torch.matmul(left, values)
-    return sums[:, 0], None if slopes is None else sums[:, 1]
-
-
 def _fast(
-    pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor, slopes: Tensor | None, *, out: Tensor
+    pixels: Pixels, chunk: Chunk, scores: Tensor, labels: AtLabel, slopes: Tensor | None, *, out: Tensor
 ) -> Exponentials | None:
     """Take the exponentials of scores `[B, C, p]` (which may be `out`) as they are; None where that is not safe."""
-    index = labels.clamp(max=pixels.num_classes - 1).long()
     torch.exp(scores, out=out)
-    label_e = out.gather(1, index.unsqueeze(1)).squeeze(1)
-    out.scatter_(1, index.unsqueeze(1), torch.zeros((), dtype=out.dtype).expand(len(index), 1, index.shape[1]))
-    others, weighted = _over_classes(out, slopes)
+    label_e = labels.take_out(out)
+    others, *weighted = over_classes(out, slopes).unbind(1)
     if not _is_safe(others, label_e, num_classes=pixels.num_classes):
         return None
-    if pixels.any_ignored:  # the label's exponential becomes ∞ where ignored: 1 / ∞ does away with all the rest
-        label_e.div_(_valid(labels, pixels.num_classes, out.dtype))
     odds = others.div_(label_e)
-    p = (1 + odds).reciprocal_()
+    p = (odds + 1).reciprocal_()
+    inverse = torch.div(p, label_e, out=label_e)
+    if pixels.any_ignored:
+        inverse.addcmul_(inverse, labels.ignored, value=-1)
     weight, kept = _weights(pixels, chunk)
     return Exponentials(
         e=out,
-        inverse=p / label_e,
+        inverse=inverse,
         p=p,
         q=odds * p,
         odds=odds,
-        bucket=labels.long(),
-        index=index,
+        labels=labels,
         weight=weight,
         kept=kept,
-        weighted=weighted,
+        weighted=weighted[0] if weighted else None,
     )
 
 
-def _needs_care(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: Tensor) -> bool:
+def _needs_care(pixels: Pixels, chunk: Chunk, scores: Tensor, labels: AtLabel) -> bool:
     """Whether scores `[B, C, p]` are known to be too large or, by the first chunk, so low that e^z is slow."""
     if pixels.careful:
         return True
     is_first = not (chunk.images.start or chunk.rows.start or chunk.columns.start)
     if not is_first or not scores.numel() or scores.amin() > SLOW:
         return False
-    return bool(scores.masked_fill((labels == pixels.num_classes).unsqueeze(1), 0.0).amin() <= SLOW)
+    return bool(scores.masked_fill((labels.ignored == 1).unsqueeze(1), 0.0).amin() <= SLOW)
 
 
 def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
     """Whether no sum came near the ends of float32, and nothing is NaN or infinite."""
     if not label_e.numel():
         return True
-    low, high = label_e.aminmax()
-    if not (low > SAFE and high < 1 / SAFE):
+    low, high = map(float, label_e.aminmax())
+    if not SAFE < low <= high < 1 / SAFE:
         return False
-    low, high = others.aminmax()
-    return bool(low > SAFE and high < 1 / SAFE) or (num_classes == 1 and bool(high == 0))
+    low, high = map(float, others.aminmax())
+    return SAFE < low <= high < 1 / SAFE or (num_classes == 1 and high == 0)
 
 
-def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, slopes: Tensor | None, e: Tensor) -> Exponentials:
+def _careful(pixels: Pixels, chunk: Chunk, labels: AtLabel, slopes: Tensor | None, e: Tensor) -> Exponentials:
     """Take the exponentials of scores of any size, z − max z, that stand in e."""
-    index, ignored = labels.clamp(max=pixels.num_classes - 1).long(), labels == pixels.num_classes
-    label_score = e.gather(1, index.unsqueeze(1)).squeeze(1)
+    ignored = labels.ignored == 1
+    label_score = labels.take(e)
     # e^x of less is too small to count, and its square still a normal number: others are many times slower
     e.clamp_min_(0.49 * math.log(torch.finfo(e.dtype).tiny)).exp_()
+    labels.take_out(e)
     label_e = label_score.exp()
-    e.scatter_(1, index.unsqueeze(1), torch.zeros_like(label_e).unsqueeze(1))
-    others, weighted = _over_classes(e, slopes)
+    others, *weighted = over_classes(e, slopes).unbind(1)
     total = others + label_e
     # log(1 + others / e_y) for a likely label; the other form for one whose exponential is all but 0
     loss = torch.where(others < label_e, torch.log1p(others / label_e), total.log() - label_score)
@@ -255,26 +244,20 @@ def _careful(pixels: Pixels, chunk: Chunk, labels: Tensor, slopes: Tensor | None
         p=p,
         q=q,
         odds=q / p,
-        bucket=labels.long(),
-        index=index,
+        labels=labels,
         weight=weight,
         kept=kept,
-        weighted=weighted,
+        weighted=weighted[0] if weighted else None,
         known_loss=loss,
     )
 
 
-def _without_ignored(pixels: Pixels, chunk: Chunk, labels: Tensor, *, out: Tensor) -> Tensor:
+def _without_ignored(pixels: Pixels, chunk: Chunk, labels: AtLabel, *, out: Tensor) -> Tensor:
     """Return the scores of a chunk, all equal where ignored."""
     scores = load(pixels.logits, chunk, dtype=pixels.dtype, out=out)
     if pixels.any_ignored:
-        scores = scores.masked_fill((labels == pixels.num_classes).unsqueeze(1), 0.0)
+        scores = scores.masked_fill((labels.ignored == 1).unsqueeze(1), 0.0)
     return shifted(pixels, scores, labels, out=out)
-
-
-def _valid(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Return 1 for a class and 0 for `num_classes`, in passes that are faster than a comparison."""
-    return (num_classes - labels.to(dtype)).clamp_(0, 1)
 
 
 def _weights(pixels: Pixels, chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
