@@ -16,6 +16,7 @@ LIKE = {
     "smp": ("cross_entropy", "focal", "dice", "tversky"),
     "monai": ("cross_entropy", "focal", "dice", "tversky"),
 }  # what the presets reproduce
+WITH_FULL_LOGITS = ("lovasz", "boundary", "cl_dice", "distillation")  # their pass is over all of an image
 
 
 class ClassWeightsConfig(Section):
@@ -112,6 +113,9 @@ class LossConfig(Section):
     margin: MarginConfig | None = None
     auxiliary: AuxiliaryConfig | None = None
     reduction: Literal["valid", "weighted"] = "valid"
+    fused_upsample: bool = Field(
+        False, description="enlarge the logits of a coarse head while they are read: full-size logits never exist"
+    )
     check_labels: bool = Field(False, description="check every batch for labels out of range (costs a device sync)")
 
     @field_validator("terms")
@@ -185,6 +189,25 @@ class LossConfig(Section):
                     f"auxiliary.resize: target does not go with {term.name}, whose maps have the size of the full "
                     "target: set auxiliary.resize: logits"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _coarse_logits_are_enough(self) -> LossConfig:
+        if not self.fused_upsample:
+            return self
+        for term in self.terms:
+            if term.name in WITH_FULL_LOGITS:
+                raise ValueError(
+                    f"fused_upsample enlarges the logits strip by strip, and {term.name} needs them whole: drop one of "
+                    "them"
+                )
+        if self.auxiliary is not None and self.auxiliary.resize == "target":
+            raise ValueError(
+                "fused_upsample brings the logits of each head to the target's size, and auxiliary.resize: target the "
+                "target to theirs: drop one of them"
+            )
+        if self.activation == "sigmoid" and self.ohem is not None:
+            raise ValueError("fused_upsample mines with activation: softmax alone: drop ohem, or fused_upsample")
         return self
 
     def check_classes(self, names: tuple[str, ...]) -> None:

@@ -30,6 +30,21 @@ class CoarseLogits:
     size: Size
     crop: Size
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the logits that these stand for."""
+        return torch.Size((*self.values.shape[:2], *self.crop))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the coarse values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values.device
+
     def full(self) -> Tensor:
         """Return the logits `[N, C, *crop]`, differentiable; float16 and bfloat16 become float32."""
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))

@@ -15,7 +15,7 @@ from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import check_labels
 from segtrain.losses.groups import group_terms, read_group
 from segtrain.losses.hard_examples import hard_examples
-from segtrain.losses.heads import fit_head, split_heads
+from segtrain.losses.heads import Head, as_read, fit_head, split_heads
 from segtrain.losses.own_terms import WITHOUT_PIXEL_WEIGHT, BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
@@ -93,7 +93,7 @@ class SegmentationLoss(nn.Module):
 
     def forward(
         self,
-        logits: Tensor | Sequence[Tensor],
+        logits: Head | Sequence[Head],
         target: Tensor,
         *,
         pixel_weight: Tensor | None = None,
@@ -117,7 +117,7 @@ class SegmentationLoss(nn.Module):
 
     def terms(
         self,
-        logits: Tensor | Sequence[Tensor],
+        logits: Head | Sequence[Head],
         target: Tensor,
         *,
         pixel_weight: Tensor | None = None,
@@ -133,7 +133,9 @@ class SegmentationLoss(nn.Module):
         total is Σ head weight × total of the head.
 
         Args:
-            logits: float `[N, C, H, W]`, any strides; with `auxiliary` a list of `[N, C, h_i, w_i]`.
+            logits: float `[N, C, H, W]`, any strides; with `auxiliary` a list of `[N, C, h_i, w_i]`. With
+                `fused_upsample` of any size: they stand for their bilinear upsampling to the target's, or as
+                `CoarseLogits` say.
             target: integer `[N, H, W]`. With `activation: sigmoid` `[N, C, H, W]` (or `[N, H, W]` for C = 1) of 0, 1
                 and `ignore_index`; labels `[N, H, W]` are then taken as one class that is there and C − 1 that are not.
             pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum that counts pixels; not with
@@ -158,13 +160,13 @@ class SegmentationLoss(nn.Module):
         )
         statistics = statistics if rest is None else statistics + rest
         statistics = statistics if reduce is None else reduce(statistics)
-        first = logits if isinstance(logits, Tensor) else logits[0]
+        first = logits if isinstance(logits, Head) else logits[0]
         dtype = torch.promote_types(first.dtype, torch.float32)
         return {name: value.to(dtype) for name, value in self.value(statistics, normalizer=normalizer).items()}
 
     def statistics(
         self,
-        logits: Tensor | Sequence[Tensor],
+        logits: Head | Sequence[Head],
         target: Tensor,
         *,
         pixel_weight: Tensor | None = None,
@@ -179,8 +181,9 @@ class SegmentationLoss(nn.Module):
         if self.config.check_labels and target.is_cuda:  # on the CPU class_sums always looks
             self._check_labels(target)
         parts: list[Tensor] = []
-        for head in split_heads(logits, self.config.auxiliary):
-            if head.dim() == 4 and head.shape[1] != self.num_classes:
+        for given in split_heads(logits, self.config.auxiliary):
+            head = as_read(given, target, fused_upsample=self.config.fused_upsample)
+            if len(head.shape) == 4 and head.shape[1] != self.num_classes:
                 raise ValueError(f"logits have {head.shape[1]} channels, expected num_classes = {self.num_classes}")
             resized, labels, weight = fit_head(
                 head,

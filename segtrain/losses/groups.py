@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from segtrain.kernels.mining import HardExamples
-from segtrain.losses.class_sums import Activation, ClassSums, class_sums
+from segtrain.losses.class_sums import Activation, ClassSums
 from segtrain.losses.heads import one_hot
 from segtrain.losses.term import Inputs, SumsTerm
+from segtrain.losses.upsampled import class_sums_of
 
 Gamma = tuple[float, ...]
 
@@ -65,7 +66,7 @@ def read_group(
     target = inputs.target
     if group.activation == "sigmoid" and target.dim() == 3:  # a preset's sigmoid on class labels
         target = one_hot(target, num_classes=inputs.logits.shape[1], ignore_index=inputs.ignore_index)
-    return class_sums(
+    return class_sums_of(
         inputs.logits,
         target,
         ignore_index=inputs.ignore_index,

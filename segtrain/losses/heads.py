@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,10 +11,13 @@ from torch.nn import functional as F
 
 from segtrain.config.loss import AuxiliaryConfig, LossConfig
 from segtrain.errors import ConfigError
+from segtrain.kernels.upsample import CoarseLogits
 from segtrain.losses.class_sums import check_labels
 
+Head: TypeAlias = Tensor | CoarseLogits
 
-def split_heads(logits: Tensor | Sequence[Tensor], auxiliary: AuxiliaryConfig | None) -> tuple[Tensor, ...]:
+
+def split_heads(logits: Head | Sequence[Head], auxiliary: AuxiliaryConfig | None) -> tuple[Head, ...]:
     """Return the logits of each head, the main one first.
 
     Without gradients (an evaluation) a single tensor is the main head alone, as models give it then.
@@ -21,7 +25,7 @@ def split_heads(logits: Tensor | Sequence[Tensor], auxiliary: AuxiliaryConfig | 
     Raises:
         ConfigError: several heads without `auxiliary`, or another number of them than it has weights.
     """
-    if isinstance(logits, Tensor):
+    if isinstance(logits, Head):
         if auxiliary is not None and torch.is_grad_enabled():
             raise ConfigError(
                 f"loss.auxiliary has weights for {len(auxiliary.weights)} heads, but the model gave one tensor of "
@@ -42,8 +46,32 @@ def split_heads(logits: Tensor | Sequence[Tensor], auxiliary: AuxiliaryConfig | 
     return heads
 
 
+def as_read(head: Head, target: Tensor, *, fused_upsample: bool) -> Head:
+    """Return one head's logits as the sums read them: with `fused_upsample` as coarse ones, which stand for its size.
+
+    Raises:
+        ConfigError: coarse logits without `fused_upsample`.
+        ValueError: coarse logits that stand for another size than the target's.
+    """
+    if isinstance(head, CoarseLogits):
+        if not fused_upsample:
+            raise ConfigError(
+                "the model gave coarse logits, which the loss enlarges itself with loss.fused_upsample: true: set it, "
+                "or have the model give logits at the size of the image."
+            )
+        if head.crop != tuple(target.shape[-2:]):
+            raise ValueError(
+                f"coarse logits stand for {list(head.crop)} pixels, and the target has {list(target.shape[-2:])}"
+            )
+        return head
+    if not fused_upsample or head.dim() != 4:
+        return head
+    size = (target.shape[-2], target.shape[-1])
+    return CoarseLogits(head, size, size)
+
+
 def fit_head(
-    logits: Tensor,
+    logits: Head,
     target: Tensor,
     pixel_weight: Tensor | None,
     *,
@@ -51,7 +79,7 @@ def fit_head(
     is_main: bool,
     num_classes: int,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Head, Tensor, Tensor | None]:
     """Return logits, target and pixel weight of one head in one size, the target in the shape of the activation.
 
     Raises:
@@ -61,7 +89,7 @@ def fit_head(
     if config.activation == "sigmoid" and target.dim() == 3:
         several = num_classes > 1
         target = one_hot(target, num_classes=num_classes, ignore_index=ignore_index) if several else target.unsqueeze(1)
-    if config.auxiliary is None or logits.dim() != 4:
+    if config.auxiliary is None or isinstance(logits, CoarseLogits) or logits.dim() != 4:
         return logits, target, pixel_weight
     resize = config.auxiliary.resize
     if is_main and resize == "target" and logits.shape[-2:] != target.shape[-2:]:

@@ -61,7 +61,7 @@ class LovaszOwnTerm(QuotientTerm):
     def own_statistics(self, inputs: Inputs) -> Tensor:
         """Return the summed losses and the number of classes or pairs."""
         return lovasz(
-            inputs.logits,
+            inputs.full_logits,
             inputs.target,
             ignore_index=inputs.ignore_index,
             activation=self.activation,
@@ -84,7 +84,7 @@ class BoundaryOwnTerm(PixelQuotientTerm):
     def own_statistics(self, inputs: Inputs) -> Tensor:
         """Return the sum and the number of valid pixels."""
         return boundary(
-            inputs.logits,
+            inputs.full_logits,
             inputs.target,
             ignore_index=inputs.ignore_index,
             distances=inputs.distances,
@@ -111,7 +111,7 @@ class DistillationOwnTerm(PixelQuotientTerm):
         """Return the sum and the number of valid pixels (with sigmoid of pairs)."""
         assert inputs.teacher_logits is not None
         return distillation(
-            inputs.logits,
+            inputs.full_logits,
             inputs.teacher_logits,
             inputs.target,
             ignore_index=inputs.ignore_index,
@@ -149,7 +149,7 @@ class ClDiceOwnTerm:
     def own_statistics(self, inputs: Inputs) -> Tensor:
         """Return the sums over skeletons and masks; per image the summed losses and the number of pairs."""
         return cl_dice(
-            inputs.logits,
+            inputs.full_logits,
             inputs.target,
             ignore_index=inputs.ignore_index,
             classes=self.classes,

@@ -66,6 +66,8 @@ def _shared_lines(config: LossConfig) -> list[str]:
             f"margin: pixel terms take the label's logit less its margin (at most {config.margin.max_margin:g}), all "
             f"times {config.margin.scale:g}"
         )
+    if config.fused_upsample:
+        lines.append("fused upsampling: coarse logits are enlarged (bilinear) strip by strip while they are read")
     if config.auxiliary is not None:
         weights = ", ".join(f"{weight:g}" for weight in config.auxiliary.weights)
         resized = "logits are brought to the target's size"

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from segtrain.kernels.upsample import CoarseLogits
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import Activation, ClassSums
 
@@ -16,12 +17,18 @@ from segtrain.losses.class_sums import Activation, ClassSums
 class Inputs:
     """One head's batch, as the terms read it."""
 
-    logits: Tensor  # float [N, C, H, W]
+    logits: Tensor | CoarseLogits  # float [N, C, H, W]
     target: Tensor  # integer [N, H, W]; with sigmoid [N, C, H, W] of 0, 1 and the ignored label
     ignore_index: int
     pixel_weight: Tensor | None = None  # float [N, H, W]
     teacher_logits: Tensor | None = None  # float [N, C, H, W]
     distances: Tensor | None = None  # float [N, K, H, W], signed distance maps of the boundary term's K classes
+
+    @property
+    def full_logits(self) -> Tensor:
+        """The logits for a term with a pass of its own, which `fused_upsample` does not go with."""
+        assert isinstance(self.logits, Tensor)
+        return self.logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,178 @@
+"""The operator `segtrain::upsampled_class_sums`: class sums of logits that are enlarged while they are read.
+
+Forward and backward enlarge each strip anew, so that beside the coarse logits and their gradient no more than one strip
+(and its gradient) exists. The strips go through `segtrain::class_sums`, whatever backend that has on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from segtrain.kernels import class_sums as ops
+from segtrain.kernels.labels import to_buckets
+from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.request import SUMS
+from segtrain.kernels.upsample import Size, Strip, add_adjoint, enlarge, strips
+
+
+@torch.library.custom_op("segtrain::upsampled_class_sums", mutates_args=())
+def upsampled_class_sums(
+    coarse: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    size: Sequence[int],
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return sums and counts as `segtrain::class_sums` does, of coarse logits `[N, C, h, w]` enlarged to `size`.
+
+    The target `[..., H, W]` is the top left part of that size. Differentiable once, in the coarse logits.
+
+    Raises:
+        DataError: a label out of range (on the CPU).
+    """
+    crop = (target.shape[-2], target.shape[-1])
+    names = ops.names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
+    rows = coarse.shape[0], coarse.shape[1]
+    sums = torch.zeros(len(names), *rows, dtype=torch.float64, device=coarse.device)
+    counts = torch.zeros(4 if sigmoid else 2, *rows, dtype=torch.float64, device=coarse.device)
+    with torch.autocast(coarse.device.type, enabled=False):
+        for strip in strips(coarse, crop):
+            logits = enlarge(coarse.detach(), strip, size=(size[0], size[1]), width=crop[1])
+            parts = [_part(tensor, strip) for tensor in (target, pixel_weight, keep)]
+            found = ops.class_sums(
+                logits, parts[0], shift, margin, *parts[1:], wanted, sigmoid, ignore_index, gamma, scale, ()
+            )
+            sums[:, strip.images] += found[0]
+            counts[:, strip.images] += found[1]
+    return sums, counts
+
+
+@upsampled_class_sums.register_fake
+def _(
+    coarse: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    size: Sequence[int],
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    rows = coarse.shape[0], coarse.shape[1]
+    names = ops.names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
+    sums = coarse.new_empty((len(names), *rows), dtype=torch.float64)
+    return sums, coarse.new_empty((4 if sigmoid else 2, *rows), dtype=torch.float64)
+
+
+@torch.library.custom_op("segtrain::upsampled_class_sums_backward", mutates_args=())
+def upsampled_class_sums_backward(
+    grad: Tensor,
+    coarse: Tensor,
+    target: Tensor,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    pixel_weight: Tensor | None,
+    keep: Tensor | None,
+    size: Sequence[int],
+    wanted: Sequence[int],
+    sigmoid: bool,
+    ignore_index: int,
+    gamma: Sequence[float],
+    scale: float,
+) -> Tensor:
+    """Return the gradient of the coarse logits, given that of the sums `[K, N, C]`."""
+    crop = (target.shape[-2], target.shape[-1])
+    covers = (size[0], size[1])
+    result = torch.zeros(coarse.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
+    with torch.autocast(coarse.device.type, enabled=False):
+        for strip in strips(coarse, crop):
+            logits = enlarge(coarse.detach(), strip, size=covers, width=crop[1])
+            parts = [_part(tensor, strip) for tensor in (target, pixel_weight, keep)]
+            slope = ops.class_sums_backward(
+                grad[:, strip.images].contiguous(),
+                logits,
+                parts[0],
+                shift,
+                margin,
+                *parts[1:],
+                wanted,
+                sigmoid,
+                ignore_index,
+                gamma,
+                scale,
+            )
+            add_adjoint(slope, strip, size=covers, out=result)
+    return torch.empty_like(coarse).copy_(result)  # one rounding to the type of the logits, in their strides
+
+
+@upsampled_class_sums_backward.register_fake
+def _(grad: Tensor, coarse: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(coarse)
+
+
+@torch.no_grad()
+def mined(
+    coarse: Tensor,
+    target: Tensor,
+    rule: HardExamples,
+    *,
+    size: Size,
+    shift: Tensor | None,
+    margin: Tensor | None,
+    ignore_index: int,
+    scale: float,
+) -> Tensor:
+    """Return which pixels `[N, H, W]` hard-example mining keeps: it ranks the whole batch, and so takes a read before.
+
+    What is held meanwhile is one loss a pixel. Softmax alone.
+    """
+    crop = (target.shape[-2], target.shape[-1])
+    loss = torch.zeros(target.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
+    with torch.autocast(coarse.device.type, enabled=False):
+        for strip in strips(coarse, crop):
+            scores = enlarge(coarse, strip, size=size, width=crop[1])
+            labels = target[strip.images, strip.rows].long()
+            if shift is not None:
+                scores = scores + shift.to(scores).view(-1, 1, 1)
+            if margin is not None:
+                at_label = labels.masked_fill(labels == ignore_index, 0).unsqueeze(1)
+                given_up = margin.to(scores)[at_label] * (labels != ignore_index).unsqueeze(1)
+                scores = scores.scatter_add(1, at_label, -given_up)
+            losses = cross_entropy(scores * scale, labels, ignore_index=ignore_index, reduction="none")
+            loss[strip.images, strip.rows] = losses
+    buckets = to_buckets(target, num_classes=coarse.shape[1], ignore_index=ignore_index)
+    return rule(loss, buckets, num_buckets=coarse.shape[1])
+
+
+def _part(values: Tensor | None, strip: Strip) -> Tensor | None:
+    return None if values is None else values[strip.images, ..., strip.rows, :]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.size, ctx.wanted, ctx.sigmoid, ctx.ignore_index, ctx.gamma, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    settings = (ctx.size, ctx.wanted, ctx.sigmoid, ctx.ignore_index, ctx.gamma, ctx.scale)
+    return upsampled_class_sums_backward(grad, *ctx.saved_tensors, *settings), *[None] * 11
+
+
+upsampled_class_sums.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,90 @@
+"""Class sums of coarse logits, as the loss calls them: checked, mined, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from segtrain.kernels import class_sums as ops
+from segtrain.kernels.request import SUMS
+from segtrain.kernels.upsample import CoarseLogits
+from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
+from segtrain.losses.class_sums import Activation, ClassSums, check_inputs, class_sums
+from segtrain.losses.hard_examples import HardExamples
+
+
+def class_sums_of(
+    logits: Tensor | CoarseLogits,
+    target: Tensor,
+    *,
+    ignore_index: int,
+    activation: Activation,
+    gamma: Sequence[float],
+    shift: Tensor | None,
+    margin: Tensor | None,
+    scale: float,
+    pixel_weight: Tensor | None,
+    keep: HardExamples | None,
+    wanted: Sequence[str],
+) -> ClassSums:
+    """Return `class_sums` of logits, and of coarse ones those of the logits that they stand for, enlarged in strips.
+
+    Mining ranks a whole batch: with coarse logits it reads them once more before, and goes with softmax alone.
+
+    Raises:
+        ValueError: shapes or types that do not fit, or mining with sigmoid.
+        DataError: a label out of range (on the CPU).
+    """
+    if isinstance(logits, CoarseLogits) and logits.values.shape[-2:] == logits.shape[-2:]:
+        logits = logits.values
+    if isinstance(logits, Tensor):
+        return class_sums(
+            logits,
+            target,
+            ignore_index=ignore_index,
+            activation=activation,
+            gamma=gamma,
+            shift=shift,
+            margin=margin,
+            scale=scale,
+            pixel_weight=pixel_weight,
+            keep=keep,
+            wanted=wanted,
+        )
+    if activation == "sigmoid" and target.dim() == 3:
+        target = target.unsqueeze(1)
+    stand_in = logits.values.new_empty(()).expand(logits.shape)
+    check_inputs(stand_in, target, pixel_weight=pixel_weight, activation=activation)
+    mask = None
+    if keep is not None and activation == "sigmoid":
+        raise ValueError("hard-example mining of coarse logits goes with softmax alone")
+    if keep is not None:
+        mask = mined(
+            logits.values,
+            target,
+            keep,
+            size=logits.size,
+            shift=shift,
+            margin=margin,
+            ignore_index=ignore_index,
+            scale=float(scale),
+        )
+    names = tuple(name for name in SUMS if name in wanted)
+    sums, counts = upsampled_class_sums(
+        logits.values,
+        target,
+        *[None if tensor is None else tensor.detach() for tensor in (shift, margin, pixel_weight)],
+        mask,
+        list(logits.size),
+        [SUMS.index(name) for name in names],
+        activation == "sigmoid",
+        ignore_index,
+        list(gamma),
+        float(scale),
+    )
+    of_counts: tuple[str, ...] = ("pixels", "kept")
+    if activation == "sigmoid":
+        of_counts = ("pixels", "negatives", "kept", "kept_negatives")
+    of_sums = ops.names_of_sums(names, sigmoid=activation == "sigmoid")
+    return ClassSums(**dict(zip((*of_counts, *of_sums), (*counts.unbind(), *sums.unbind()), strict=True)))
