@@ -12,52 +12,31 @@ from torch.utils.data import Dataset
 
 from segtrain.config.data import DataConfig
 from segtrain.data.distance import signed_distance
-from segtrain.data.formats import Sample, data_root, mask_reader
-from segtrain.data.images import AnyArray, read_image
-from segtrain.data.masks import LabelRules
-from segtrain.data.problems import FileProblem, Kind
-from segtrain.data.samples import Samples
+from segtrain.data.formats import Sample
+from segtrain.data.images import AnyArray
+from segtrain.data.sources import FilePairs, Pairs
 from segtrain.data.steps import TrainingSet
 from segtrain.data.transforms import TrainTransform, resize_image
-from segtrain.errors import ConfigError, DataError, some
+from segtrain.errors import ConfigError, some
 
 Item = dict[str, Any]
-READABLE_CHANNELS = (1, 3)
 
 
 class SegmentationDataset(Dataset[Item]):
     """What the two data sets share: reading image and target of a sample."""
 
-    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str) -> None:
-        in_channels = len(data.normalize.mean)
-        if in_channels not in READABLE_CHANNELS:
-            raise ConfigError(f"model.in_channels is {in_channels}: image files are read with 1 or 3 channels")
-        self.samples = Samples.pack(samples)
+    def __init__(self, samples: Sequence[Sample] | Pairs, data: DataConfig, *, split: str) -> None:
+        self.pairs = samples if isinstance(samples, Pairs) else FilePairs(samples, data, split=split)
+        self.samples = self.pairs.samples
+        self.name = self.pairs.name
         self.data = data
-        self.name = f"{split!r} of {data_root(data)}"
-        self.rules = LabelRules.from_config(data)
-        self._read_mask = mask_reader(data)
-        self._in_channels = in_channels
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, index: int) -> tuple[AnyArray, AnyArray]:
+    def read(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
         """Read image [H, W, C] uint8 or uint16 and target [H, W] as stored; raises FileProblem."""
-        sample = self.samples[index]
-        if sample.mask is None:
-            raise FileProblem(sample.image, "has no mask", Kind.MISSING)
-        image = read_image(sample.image, in_channels=self._in_channels, max_pixels=self.data.max_pixels)
-        try:
-            target = self.rules.encode(self._read_mask(sample))
-        except FileProblem:
-            raise
-        except DataError as error:
-            raise FileProblem(sample.mask, str(error)) from error
-        if image.shape[:2] != target.shape:
-            sizes = f"{target.shape[1]}x{target.shape[0]}, the image {image.shape[1]}x{image.shape[0]}"
-            raise FileProblem(sample.mask, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
-        return image, target
+        return self.pairs.read(index, seed=seed)
 
 
 class TrainDataset(SegmentationDataset):
@@ -65,7 +44,7 @@ class TrainDataset(SegmentationDataset):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample] | Pairs,
         data: DataConfig,
         *,
         split: str = "train",
@@ -75,7 +54,7 @@ class TrainDataset(SegmentationDataset):
         """Read `samples` as `data` says.
 
         Args:
-            samples: image and mask files.
+            samples: image and mask files, or pairs from elsewhere.
             data: the data section.
             split: for messages.
             distance_classes: the K classes whose signed distance maps an item holds as well, measured in the
@@ -100,7 +79,7 @@ class TrainDataset(SegmentationDataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int; distances float16 [K, H, W]."""
         index, seed = key
-        image, target = self._transform(*self.read(index), seed=seed, index=index)
+        image, target = self._transform(*self.read(index, seed=seed), seed=seed, index=index)
         item = as_item(image, target, index)
         if self.distance_classes is not None:
             maps = signed_distance(
@@ -116,7 +95,7 @@ class TrainDataset(SegmentationDataset):
 class EvalDataset(SegmentationDataset):
     """Samples as they are: the target at its own size, the image at data.input_size where that is set."""
 
-    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str = "val") -> None:
+    def __init__(self, samples: Sequence[Sample] | Pairs, data: DataConfig, *, split: str = "val") -> None:
         super().__init__(samples, data, split=split)
 
     def __getitem__(self, index: int) -> Item:

@@ -78,7 +78,7 @@ class ClassFrequencies:
         Raises:
             DataError: a label that is neither a class nor ignore_index.
         """
-        rows = [_count_target(np.asarray(target), num_classes, ignore_index) for target in targets]
+        rows = [count_target(np.asarray(target), num_classes, ignore_index) for target in targets]
         return cls.from_counts(np.array(rows, np.int64).reshape(-1, num_classes + 1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +100,8 @@ class ClassFrequencies:
         return cls(pixels, images, image_pixels, ignored=int(values["ignored"]), num_images=int(values["num_images"]))
 
 
-def _count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> Counts:
+def count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> Counts:
+    """Count the classes of a target [H, W], int64 [C + 1] (last: ignored); raises DataError for other labels."""
     ignored = target == ignore_index
     labels = target[~ignored].astype(np.int64)
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
@@ -114,7 +115,8 @@ def _count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> 
 class ScanResult:
     """What a scan found: good samples with their counts, int64 [num_images, C + 1] (last: ignored), and bad files.
 
-    unused_masks: masks without an image, which are no error.
+    unused_masks: masks without an image, which are no error. good: of all samples that were found, the indices of
+    the good ones.
     """
 
     frequencies: ClassFrequencies
@@ -122,6 +124,7 @@ class ScanResult:
     counts: Counts
     problems: list[Problem]
     num_read: int
+    good: NDArray[np.int64]
     unused_masks: list[Path] = field(default_factory=list)
 
     @property
@@ -184,7 +187,7 @@ def check_split(
     if split == "train":
         _refuse_unmapped_binary(data, counts)
     frequencies = ClassFrequencies.from_counts(counts)
-    return ScanResult(frequencies, good, counts, problems, num_read, listing.unused_masks)
+    return ScanResult(frequencies, good, counts, problems, num_read, np.flatnonzero(looks.good), listing.unused_masks)
 
 
 def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:

@@ -89,7 +89,7 @@ def look_at_all(
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
     looks.problems.extend(chain.from_iterable(problems))
-    return _of_all_ranks(looks)
+    return of_all_ranks(looks)
 
 
 class _Look:
@@ -137,7 +137,7 @@ def _check_agreement(samples: Sequence[Sample]) -> None:
         raise DataError(f"the ranks see different samples, so data.root is not the same folder for all: {told}")
 
 
-def _of_all_ranks(looks: Looks) -> Looks:
+def of_all_ranks(looks: Looks) -> Looks:
     """Put the shares of the ranks together: one sum, as each wrote the rows of its own alone."""
     if world_size() == 1:
         return looks

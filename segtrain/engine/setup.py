@@ -21,9 +21,11 @@ from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import ScanResult, check_split
+from segtrain.data.given import GivenPairs, MapDataset, check_given
 from segtrain.data.loader import build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.data.schemes import build_scheme
+from segtrain.data.sources import FilePairs, Pairs
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
@@ -55,8 +57,8 @@ def prepare(
     *,
     model: nn.Module | None,
     loss: nn.Module | None,
-    train_data: TrainDataset | None,
-    val_data: EvalDataset | None,
+    train_data: MapDataset | None,
+    val_data: MapDataset | None,
     console: Console,
 ) -> Run:
     """Build a run and bring it to the position of its checkpoint; see `segtrain.engine.train` for the arguments.
@@ -75,7 +77,7 @@ def prepare(
         loss = _build_loss(config, data.frequencies, console)
     training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
     check_accumulation(config, training_loss)
-    data = data.with_maps(config, getattr(loss, "distance_classes", None), given=train_data is not None)
+    data = data.with_maps(config, getattr(loss, "distance_classes", None), given=isinstance(train_data, TrainDataset))
     if teacher is not None:
         check_sight(teacher, data.train[0, 0]["image"].to(device))
     torch.manual_seed(config.seed)
@@ -161,21 +163,21 @@ class _Data:
     val_counts: NDArray[np.int64]
 
     @classmethod
-    def check(cls, config: Config, train: TrainDataset | None, val: EvalDataset | None, *, console: Console) -> _Data:
-        """Check the configured splits whole and count their classes; data that was given is counted as it is."""
-        if train is None:
-            scan = _scan(config, "train", console)
-            counts, frequencies = scan.counts, scan.frequencies
-            train = TrainDataset(scan.samples, config.data, counts=counts)
-        else:
+    def check(cls, config: Config, train: MapDataset | None, val: MapDataset | None, *, console: Console) -> _Data:
+        """Check the configured splits whole, and what was given in code likewise; count the classes of both."""
+        if isinstance(train, TrainDataset):
             counts = count_targets((train.read(index)[1] for index in range(len(train))), config.data)
             frequencies = ClassFrequencies.from_counts(counts)
-        if val is None:
-            scan = _scan(config, "val", console)
-            for message in check_val_classes(config, scan.frequencies.pixels.tolist()):
-                say(console, f"warning: {message}", style="yellow")
-            return cls(train, EvalDataset(scan.samples, config.data), frequencies, counts, scan.counts)
-        return cls(train, val, frequencies, counts, np.zeros((len(val), len(config.data.classes)), np.int64))
+        else:
+            pairs, scan = _check(config, "train", train, console)
+            counts, frequencies = scan.counts, scan.frequencies
+            train = TrainDataset(pairs, config.data, counts=counts)
+        if isinstance(val, EvalDataset):
+            return cls(train, val, frequencies, counts, np.zeros((len(val), len(config.data.classes)), np.int64))
+        pairs, scan = _check(config, "val", val, console)
+        for message in check_val_classes(config, scan.frequencies.pixels.tolist()):
+            say(console, f"warning: {message}", style="yellow")
+        return cls(train, EvalDataset(pairs, config.data), frequencies, counts, scan.counts)
 
     def with_maps(self, config: Config, classes: tuple[int, ...] | None, *, given: bool) -> _Data:
         """Have the training data make the distance maps that the loss reads; data that was given must fit them."""
@@ -183,7 +185,7 @@ class _Data:
             check_distances(self.train, classes)
         if given or classes is None:
             return self
-        train = TrainDataset(self.train.samples, config.data, distance_classes=classes, counts=self.train_counts)
+        train = TrainDataset(self.train.pairs, config.data, distance_classes=classes, counts=self.train_counts)
         return replace(self, train=train)
 
     def validation_images(self, config: Config) -> ValidationImages:
@@ -194,12 +196,20 @@ class _Data:
         return ValidationImages(config, names, indices=indices, rare=rare)
 
 
-def _scan(config: Config, split: str, console: Console) -> ScanResult:
-    scan = check_split(config.data, split)
+def _check(config: Config, split: str, given: MapDataset | None, console: Console) -> tuple[Pairs, ScanResult]:
+    """Check and count a split of the configuration, or the data set of pairs that stands in for it."""
+    pairs: Pairs
+    if given is None:
+        scan = check_split(config.data, split)
+        pairs = FilePairs(scan.samples, config.data, split=split)
+    else:
+        own = GivenPairs(given, config.data, split=split)
+        scan = check_given(own, config.data, workers=config.data.workers)
+        pairs = own.select(scan.good)
     if scan.problems:
         text = f"warning: {len(scan.problems)} bad samples of {split} are left out"
         say(console, text, style="yellow")
-    return scan
+    return pairs, scan
 
 
 def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> Config:

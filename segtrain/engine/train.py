@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segtrain.config import Config
 from segtrain.console import make_console, say
-from segtrain.data.dataset import EvalDataset, TrainDataset
+from segtrain.data.given import MapDataset
 from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights, save_checkpoint
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
@@ -59,8 +59,8 @@ def train(
     *,
     model: nn.Module | None = None,
     loss: nn.Module | None = None,
-    train_data: TrainDataset | None = None,
-    val_data: EvalDataset | None = None,
+    train_data: MapDataset | None = None,
+    val_data: MapDataset | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Train as `config` says, and return how it ended.
@@ -74,7 +74,9 @@ def train(
         loss: what `build_loss` returns, or any module `loss(logits, target) -> scalar`, target int64; default:
             built from `config.loss`.
         train_data, val_data: default: the splits `train` and `val` of `config.data`, each file checked before step 1.
-            The classes are counted in the training data that is used.
+            Any map-style data set or sequence of (image, mask) stands in for them (see `segtrain.data.given` for what
+            images and masks may be): each pair is checked before step 1, and the classes are counted. Label map, input
+            size, training transforms and normalisation of `config.data` apply as they do to files.
         console: where progress is shown; default: standard output.
 
     Raises:

@@ -1,0 +1,78 @@
+"""Where data sets take image and target from: files, or what stands in for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+from segtrain.config.data import DataConfig
+from segtrain.data.formats import Sample, data_root, mask_reader
+from segtrain.data.images import AnyArray, read_image
+from segtrain.data.masks import LabelRules
+from segtrain.data.problems import FileProblem, Kind
+from segtrain.data.samples import Indices, Samples
+from segtrain.errors import DataError
+
+
+class Pairs(ABC):
+    """Images with their targets, by index; workers get a copy, so it can be pickled and holds nothing large.
+
+    samples: names and files, for messages and results. name: of the whole, for messages.
+    """
+
+    samples: Samples[Sample]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @abstractmethod
+    def read(self, index: int, *, seed: int) -> tuple[AnyArray, AnyArray]:
+        """Return image [H, W, C] and target [H, W] (multi-label: [C, H, W]), which the caller may change.
+
+        `seed` is for sources that draw random numbers of their own; files give the same for any.
+
+        Raises:
+            FileProblem: the sample cannot be used.
+        """
+
+    @abstractmethod
+    def select(self, indices: Indices) -> Pairs:
+        """The pairs at these indices."""
+
+
+class FilePairs(Pairs):
+    """Image and mask files, as the layout and the label rules of a data section say."""
+
+    def __init__(self, samples: Sequence[Sample], data: DataConfig, *, split: str) -> None:
+        self.samples = Samples.pack(samples)
+        self.data = data
+        self.split = split
+        self.name = f"{split!r} of {data_root(data)}"
+        self.rules = LabelRules.from_config(data)
+        self._read_mask = mask_reader(data)
+        self._read_image = partial(
+            read_image, in_channels=len(data.normalize.mean), max_pixels=data.max_pixels, bands=data.bands
+        )
+
+    def read(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
+        """Read image uint8 or uint16 [H, W, C] and target as stored; see Pairs."""
+        sample = self.samples[index]
+        if sample.mask is None:
+            raise FileProblem(sample.image, "has no mask", Kind.MISSING)
+        image = self._read_image(sample.image)
+        try:
+            target = self.rules.encode(self._read_mask(sample))
+        except FileProblem:
+            raise
+        except DataError as error:
+            raise FileProblem(sample.mask, str(error)) from error
+        if image.shape[:2] != target.shape[-2:]:
+            sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {image.shape[1]}x{image.shape[0]}"
+            raise FileProblem(sample.mask, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
+        return image, target
+
+    def select(self, indices: Indices) -> FilePairs:
+        """The pairs at these indices."""
+        return FilePairs(self.samples.select(indices), self.data, split=self.split)
