@@ -73,15 +73,15 @@ def signature_of(sample: Sample) -> Signature:
     return image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns
 
 
-class ScanCache:
-    """The cache file of one split under one set of rules."""
+class RowCache:
+    """A cache file of one row of counts for each sample, beside the data or in the user's cache."""
 
-    def __init__(self, data: DataConfig, split: str, *, rules: LabelRules) -> None:
+    def __init__(self, data: DataConfig, file: str, *, num_counts: int) -> None:
         root = data_root(data).resolve()
-        self._file = f"scan-{_key(data, split, rules)}.npz"
-        self._num_counts = rules.num_classes + 1
+        self._file = file
+        self._num_counts = num_counts
         beside = root / ".segtrain"
-        users = platformdirs.user_cache_path("segtrain") / "scans" / _hash(str(root))
+        users = platformdirs.user_cache_path("segtrain") / "scans" / short_hash(str(root))
         # Where the data are read-only, an older cache beside them must not hide the newer one of the user.
         self._folders = (beside, users) if os.access(root, os.W_OK) else (users, beside)
 
@@ -127,6 +127,13 @@ class ScanCache:
         return None
 
 
+class ScanCache(RowCache):
+    """The cache file of one split under one set of rules."""
+
+    def __init__(self, data: DataConfig, split: str, *, rules: LabelRules) -> None:
+        super().__init__(data, f"scan-{_key(data, split, rules)}.npz", num_counts=rules.num_classes + 1)
+
+
 def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
     """The same numbers in uint32, where they fit: half of the file."""
     return counts.astype(np.uint32) if not counts.size or counts.max() < 2**32 else counts
@@ -137,8 +144,9 @@ def _key(data: DataConfig, split: str, rules: LabelRules) -> str:
     mapping = sorted(rules.mapping.items()) if rules.mapping is not None else None
     place = [data.layout_key(), data.splits[split], repr(mask_reader(data))]
     checks = [data.max_pixels, len(data.normalize.mean)]
-    return _hash(json.dumps([CACHE_VERSION, place, rules.num_classes, rules.ignore_index, mapping, checks]))
+    return short_hash(json.dumps([CACHE_VERSION, place, rules.num_classes, rules.ignore_index, mapping, checks]))
 
 
-def _hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
