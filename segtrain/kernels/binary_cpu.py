@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from segtrain.kernels.binary_read import Odds, Pairs, as_floats, read
+from segtrain.kernels.at_label import as_floats
+from segtrain.kernels.binary_read import Odds, Pairs, read
 from segtrain.kernels.chunks import Chunk, few_rows
 from segtrain.kernels.focal import focal_power, focal_slope
 from segtrain.kernels.labels import check_labels
@@ -45,19 +46,18 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     sums = {kind: torch.zeros(images, groups, 2, dtype=torch.float64) for kind in ("count", "kept", *kinds)}
     rule = request.rule
     mined = None if rule is None else MinedRead(rule, pairs.target.shape, dtype=pairs.dtype)
-    num_kept = torch.zeros((), dtype=torch.float64)
     for chunk in pairs.chunks():
         part = read(pairs, chunk)
         loss, kept = part.loss() if mined is not None or set(kinds) & set(MINED) else part.d, part.kept
         if mined is not None:
-            kept = mined.take((chunk.images, slice(None), chunk.rows, chunk.columns), loss)
-            num_kept = num_kept + part.by_label(kept).sum()
+            where = (chunk.images, slice(None), chunk.rows, chunk.columns)
+            kept = mined.take(where, loss, torch.addcmul(torch.ones_like(loss), part.sign, part.sign, value=-1))
             kept = kept if part.weight is None else kept * part.weight
         _add(sums, chunk, part, kinds, loss if kept is None else loss.mul_(kept), kept, pairs)
     mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
         num_valid = sums["count"].sum() if pairs.weight is None else (pairs.buckets(pairs.target) != 2).sum()
-        mask = mined.finish(num_kept, num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
+        mask = mined.finish(num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
         if not mined.was_right:
             _add_mined(sums, [kind for kind in kinds if kind in MINED], mask, pairs)
         mask = mask.view(inputs.target.shape)

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from segtrain.kernels.at_label import as_floats
 from segtrain.kernels.chunks import Chunk, chunks, few_rows
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
@@ -165,11 +166,6 @@ def _of_label(pairs: Pairs, d: Tensor, is_label: Tensor) -> Tensor:
         margin = pairs.by_row(pairs.margin, len(d) // pairs.groups)
         d += torch.matmul(margin.unsqueeze(1), is_label).squeeze(1)
     return d if pairs.request.scale == 1 else d.mul_(pairs.request.scale)
-
-
-def as_floats(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a bool tensor as 0 and 1: its bytes are faster to convert than its truth."""
-    return mask.view(torch.uint8).to(dtype)
 
 
 def _difference(pairs: Pairs, chunk: Chunk) -> Tensor:

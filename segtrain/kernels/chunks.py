@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST, SMALLEST = 2**21, 2**16  # elements of a chunk of logits: more calls cost more than the cache gives back
-PARTS = 12  # but no more than this part of the whole: chunks are what is held beside the gradient
+SMALLEST = 2**16  # elements of a chunk of logits: more calls cost more than the cache gives back
+LARGEST = 5 * 2**18  # the same for each thread: what threads wait for each other is paid by the call
+PARTS = 8  # but no more than this part of the whole: chunks are what is held beside the gradient
 
 
 class Chunk(NamedTuple):
@@ -29,16 +30,18 @@ def few_rows(values: Tensor) -> Tensor:
 
 
 def chunks(
-    images: int, channels: int, rows: int, columns: int, *, parts: int = PARTS, largest: int = LARGEST
+    images: int, channels: int, rows: int, columns: int, *, parts: int = PARTS, largest: int | None = None
 ) -> Iterator[Chunk]:
     """Cut `[N, C, rows, columns]` into blocks: parts of a row, whole rows, or whole images.
 
-    A block has about 1/parts of all elements, at least SMALLEST and at most `largest`.
+    A block has about 1/parts of all elements, at least SMALLEST and at most `largest` (by default LARGEST for each
+    thread). Those of an image or a row are of about one size.
     """
+    largest = LARGEST * torch.get_num_threads() if largest is None else largest
     elements = min(max(images * channels * rows * columns // parts, SMALLEST), largest)
     pixels = max(elements // max(channels, 1), 64)
-    width = max(min(columns, pixels), 1)
-    height = max(min(rows, pixels // width), 1) if width == columns else 1
+    width = _even(columns, pixels)
+    height = _even(rows, max(pixels // width, 1)) if width == columns else 1
     depth = max(pixels // (width * height), 1) if (height, width) == (rows, columns) else 1
     for image in range(0, images, depth):
         for row in range(0, rows, height):
@@ -48,6 +51,11 @@ def chunks(
                     slice(row, min(row + height, rows)),
                     slice(column, min(column + width, columns)),
                 )
+
+
+def _even(length: int, longest: int) -> int:
+    """Return into parts of which length to cut, so that none is longer than `longest` and all are about as long."""
+    return max(-(-length // max(-(-length // longest), 1)), 1)
 
 
 def load(values: Tensor, chunk: Chunk, *, dtype: torch.dtype, out: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
 
 def _take(mined: MinedRead, chunk: Chunk, part: Exponentials) -> Tensor:
     """Return what each pixel of a chunk counts in the pixel terms, `[B, p]`, as far as mining knows yet."""
-    kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss)
+    kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss, part.labels.ignored)
     return kept if part.weight is None else kept * part.weight
 
 
@@ -77,8 +77,7 @@ def _settle(
     mined: MinedRead, by_label: Tensor, kinds: list[str], counts: Tensor, pixels: Pixels, gamma: tuple[float, ...]
 ) -> Tensor:
     """Return the final mask; where the read took another, make the sums of the mined pixels anew."""
-    num_kept = (_of_kept(pixels.labels, mined.mask, pixels.num_classes) != pixels.num_classes).sum()
-    mask = mined.finish(num_kept, counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
+    mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
     if not mined.was_right:
         _add_mined(by_label, kinds, mined.losses, mask, pixels, gamma)
     return mask

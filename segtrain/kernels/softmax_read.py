@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from segtrain.kernels.at_label import AtLabel, at_label, over_classes
+from segtrain.kernels.at_label import AtLabel, as_floats, at_label, over_classes
 from segtrain.kernels.chunks import Chunk, chunks, few_rows, load, pixels_of
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
@@ -264,8 +264,8 @@ def _weights(pixels: Pixels, chunk: Chunk) -> tuple[Tensor | None, Tensor | None
     weight = None if pixels.weight is None else pixels_of(pixels.weight, chunk)
     if pixels.keep is None:
         return weight, weight
-    keep = pixels_of(pixels.keep, chunk)
-    return weight, keep.to(pixels.dtype) if weight is None else weight * keep
+    keep = as_floats(pixels_of(pixels.keep, chunk), pixels.dtype)
+    return weight, keep if weight is None else keep.mul_(weight)
 
 
 def _copy(values: Tensor) -> Tensor:
