@@ -171,6 +171,11 @@ class Config(Section):
             raise ValueError(f"evaluate.threshold: {', '.join(unknown)} not among the classes: {', '.join(names)}")
         return self
 
+    @property
+    def fused_upsample(self) -> bool:
+        """Whether the model gives coarse logits while it trains, which the loss enlarges."""
+        return self.loss != "auto" and self.loss.fused_upsample
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         names = self.data.class_names

@@ -157,7 +157,7 @@ def load_run(
     config = parse_config(payload["config"], overrides)
     overridden = any(override.startswith("device=") for override in overrides)
     target = select_device(config.device if overridden and device == "auto" else device)
-    model = build_model(config.model, len(config.data.classes), load_weights=False)
+    model = build_model(config.model, len(config.data.classes), load_weights=False, coarse=config.fused_upsample)
     load_weights(model, payload.get("ema") or payload["model"], path=path)
     return LoadedRun(
         path=path,

@@ -17,6 +17,7 @@ from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
 from segtrain.engine.predict import Predictor, resize_logits
+from segtrain.kernels.upsample import CoarseLogits
 from segtrain.metrics import ConfusionMatrix, compute_scores
 from segtrain.models import Normalize
 
@@ -53,7 +54,7 @@ def evaluate(
     data: EvalDataset | None = None,
     split: str = "val",
     frequencies: ClassFrequencies | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
     device: torch.device | str | None = None,
     workers: int | None = None,
     on_image: OnImage | None = None,
@@ -68,8 +69,9 @@ def evaluate(
         data: items as EvalDataset gives them; default: the samples of `split` that pass its check.
         frequencies: of the training data: they choose the classes of miou_tail (default: the evaluated masks do),
             and config.evaluate.prior_tau needs them.
-        loss: called as loss(logits, target) for one image at a time, both at the size of the mask. Not with
-            tiles: they are for images whose logits do not fit on the device whole.
+        loss: called as loss(logits, target) for one image at a time, both at the size of the mask; from a model built
+            with loss.fused_upsample it gets `CoarseLogits` where images and masks have one size. Not with tiles: they
+            are for images whose logits do not fit on the device whole.
         device: default: where the model is. The model is moved there, and stays.
         workers: processes that read images; default: config.data.workers.
         on_image: called for each image, in order of the data, with (index, image as the model saw it [C, H, W],
@@ -133,13 +135,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 class _MeanLoss:
     """Mean of a loss over images, each weighted by its valid pixels."""
 
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], ignore_index: int) -> None:
+    def __init__(self, loss: Callable[..., Tensor], ignore_index: int) -> None:
         self._loss = loss
         self._ignore_index = ignore_index
         self._sum = 0.0
         self._pixels = 0
 
-    def add(self, logits: Tensor, target: Tensor) -> None:
+    def add(self, logits: Tensor | CoarseLogits, target: Tensor) -> None:
         pixels = int((target != self._ignore_index).sum())
         if pixels:
             self._sum += float(self._loss(logits, target)) * pixels
@@ -164,7 +166,7 @@ def _count(
             found = predictor.classes(images, size=size)
             confusion.update(found, targets)
         else:
-            logits = predictor.logits(images)
+            logits = predictor.read_logits(images)
             if mean_loss is not None:
                 _measure(mean_loss, logits, targets.to(logits.device))
             # of logits below the size of the masks each strip is enlarged while it is read: no large logits exist
@@ -173,7 +175,10 @@ def _count(
     return [predictions[position] for position in range(len(items))]
 
 
-def _measure(mean_loss: _MeanLoss, logits: Tensor, targets: Tensor) -> None:
+def _measure(mean_loss: _MeanLoss, logits: Tensor | CoarseLogits, targets: Tensor) -> None:
     """Add the losses of images one at a time: a batch of logits at the size of large masks would be the peak."""
-    for small, target in zip(logits, targets, strict=True):
-        mean_loss.add(resize_logits(small[None], target.shape), target[None])
+    for index, target in enumerate(targets):
+        small = logits.image(index) if isinstance(logits, CoarseLogits) else logits[index : index + 1]
+        if isinstance(small, CoarseLogits) and small.crop != tuple(target.shape):
+            small = small.full()
+        mean_loss.add(small if isinstance(small, CoarseLogits) else resize_logits(small, target.shape), target[None])

@@ -13,8 +13,14 @@ def check_loss_section(config: Config, section: LossConfig | None, *, custom_mod
     """Refuse a loss that the data, the model or the evaluation cannot serve; None is a loss that is not one of ours.
 
     Raises:
-        ConfigError: further heads that the model lacks, or a loss that evaluations do not measure as the best metric.
+        ConfigError: further heads that the model lacks, coarse logits that the loss or the configuration does not know
+            of, or a loss that evaluations do not measure as the best metric.
     """
+    if config.fused_upsample != (section is not None and section.fused_upsample):
+        raise ConfigError(
+            f"loss.fused_upsample is {str(config.fused_upsample).lower()} in the configuration, by which the model is "
+            "built and rebuilt, and not so in the loss that was given in code: let them agree"
+        )
     if section is None:
         return
     if config.train.best_metric == "val/loss" and not uses_labels(section):

@@ -14,7 +14,9 @@ from segtrain.config.schema import TileConfig
 from segtrain.data import ClassFrequencies
 from segtrain.engine.device import autocast
 from segtrain.errors import ConfigError
+from segtrain.kernels.upsample import CoarseLogits
 from segtrain.metrics.prediction import class_dtype, predict_classes, prior_shift
+from segtrain.models import SegmentationModel
 
 DEFAULT_BATCH_SIZE = 8
 
@@ -77,6 +79,14 @@ class Predictor:
         return torch.stack([torch.cat([band for _, band in self.bands(image)], dim=1) for image in images])
 
     @torch.no_grad()
+    def read_logits(self, images: Tensor) -> Tensor | CoarseLogits:
+        """Return what `logits` does without tiles, as coarse ones where the model has them: for what enlarges them."""
+        if not isinstance(self.model, SegmentationModel) or self.model.upsampling == 1:
+            return self._forward(images)
+        with autocast(device_of(self.model), self.precision):
+            return self.model.coarse(self._inputs(images))
+
+    @torch.no_grad()
     def classes(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """Return the predicted classes [N, h, w] (uint8, or int16 above 256 classes) on the CPU.
 
@@ -125,11 +135,8 @@ class Predictor:
         yield rows.starts[-1], strip
 
     def _forward(self, images: Tensor) -> Tensor:
-        device = device_of(self.model)
-        inputs = self.normalize(images.to(device))
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with autocast(device, self.precision):
+        inputs = self._inputs(images)
+        with autocast(inputs.device, self.precision):
             output = self.model(inputs)
         logits: Tensor = output[0] if isinstance(output, list | tuple) else output
         if logits.ndim != 4 or logits.shape[0] != images.shape[0] or logits.shape[2:] != images.shape[2:]:
@@ -138,6 +145,10 @@ class Predictor:
                 "expected logits [N, num_classes, H, W] at the size of the images"
             )
         return logits.float()
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        inputs = self.normalize(images.to(device_of(self.model)))
+        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
 
 
 def _shift(config: Config, frequencies: ClassFrequencies | None) -> Tensor | None:

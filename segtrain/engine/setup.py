@@ -241,7 +241,13 @@ def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console)
 
 
 def _build_model(config: Config, frequencies: ClassFrequencies, *, console: Console, load_weights: bool) -> nn.Module:
-    model = build_model(config.model, len(config.data.classes), frequencies=frequencies, load_weights=load_weights)
+    model = build_model(
+        config.model,
+        len(config.data.classes),
+        frequencies=frequencies,
+        load_weights=load_weights,
+        coarse=config.fused_upsample,
+    )
     for line in model.init_report:
         say(console, f"weights: {line}")
     return model

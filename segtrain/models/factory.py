@@ -35,7 +35,12 @@ SMALLEST_SHARE = 1e-6
 
 
 def build_model(
-    model: ModelConfig, num_classes: int, *, frequencies: ClassFrequencies | None = None, load_weights: bool = True
+    model: ModelConfig,
+    num_classes: int,
+    *,
+    frequencies: ClassFrequencies | None = None,
+    load_weights: bool = True,
+    coarse: bool = False,
 ) -> SegmentationModel:
     """Build the model that a configuration names; random weights follow torch's global seed.
 
@@ -45,6 +50,8 @@ def build_model(
         frequencies: class frequencies of the training split, which `prior_bias` needs.
         load_weights: False skips encoder_weights, init_from and prior_bias: the caller loads a whole checkpoint,
             which needs neither network nor the files of the first training.
+        coarse: take the bilinear upsampling out of the head: the model gives coarse logits in training mode, and
+            enlarges them itself otherwise, with corners not aligned (smp's heads align them).
 
     Raises:
         ConfigError: a name is unknown, a parameter is wrong, or the weights do not fit or cannot be fetched.
@@ -54,8 +61,9 @@ def build_model(
     weights_file = _weights_file(model)
     hub_weights = model.encoder_weights if load_weights and weights_file is None else None
     network = _construct(model, num_classes, hub_weights=hub_weights)
+    upsampling = _take_upsampling(network, model) if coarse else 1
     stride = _stride(network, model.arch)
-    min_size, unused = _try(network, model, stride=stride)
+    min_size, unused = _try(network, model, stride=stride, upsampling=upsampling)
     for _, parameter in unused:
         # Without a gradient they would stall DistributedDataParallel and count as trained.
         parameter.requires_grad_(False)
@@ -66,6 +74,7 @@ def build_model(
         stride=stride,
         min_size=min_size,
         freeze=model.freeze,
+        upsampling=upsampling,
     )
     if unused:
         parts = sorted({".".join(name.split(".")[:2]) for name, _ in unused})
@@ -145,6 +154,23 @@ def _construct(model: ModelConfig, num_classes: int, *, hub_weights: str | None)
         raise ConfigError(_refusal(model, error)) from error
 
 
+def _take_upsampling(network: nn.Module, model: ModelConfig) -> int:
+    """Take the upsampling out of the network's head, and return its factor."""
+    head: Any = network.segmentation_head
+    for name, module in head.named_children():
+        factor = getattr(module, "scale_factor", None)
+        if not isinstance(module, nn.Upsample) or module.mode != "bilinear" or not isinstance(factor, int | float):
+            continue
+        if factor != int(factor):
+            raise ConfigError(f"loss.fused_upsample: the head of {model.arch} enlarges {factor} times, no whole number")
+        setattr(head, name, nn.Identity())
+        return int(factor)
+    raise ConfigError(
+        f"loss.fused_upsample: the logits of {model.arch} are made at full size, there is no upsampling in its head to "
+        "fuse: drop it, or take fpn, deeplabv3, deeplabv3plus, pan, pspnet, segformer or upernet"
+    )
+
+
 def _stride(network: nn.Module, arch: str) -> int:
     """What height and width must be divisible by, in pixels."""
     encoder: Any = network.encoder
@@ -156,7 +182,7 @@ def _stride(network: nn.Module, arch: str) -> int:
 
 
 def _try(
-    network: nn.Module, model: ModelConfig, *, stride: int
+    network: nn.Module, model: ModelConfig, *, stride: int, upsampling: int
 ) -> tuple[tuple[int, int], list[tuple[str, nn.Parameter]]]:
     """Run the network on the smallest image it takes, so that wrong sizes are found before the data are read.
 
@@ -177,7 +203,7 @@ def _try(
         except BUILD_ERRORS as error:
             causes.append(error)
             continue
-        if tuple(logits.shape[-2:]) != size:
+        if tuple(length * upsampling for length in logits.shape[-2:]) != size:
             raise ConfigError(_refusal(model, f"logits of {list(logits.shape[-2:])} for an image of {list(size)}"))
         parameters = dict(network.named_parameters())
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segtrain.errors import ConfigError
+from segtrain.kernels.upsample import CoarseLogits
 
 # Images travel as they are stored; the largest value of each type is white. Floats are taken to lie in 0 to 1.
 LARGEST_VALUE = {
@@ -41,11 +42,12 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         """Normalise images.
 
         Args:
-            images: [N, C, H, W], uint8 (0 to 255), uint16 (0 to 65535) or float (0 to 1).
+            images: [N, C, H, W], uint8 (0 to 255), uint16 (0 to 65535) or float (0 to 1), in any layout.
+            memory_format: how the result lies in memory.
 
         Returns:
             float32 [N, C, H, W]; the input is left as it is.
@@ -59,8 +61,12 @@ class Normalize(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.mean.shape[1]:
             raise ConfigError(f"images have shape {list(images.shape)}, expected [N, {self.mean.shape[1]}, H, W]")
         white = LARGEST_VALUE[images.dtype]
+        # Bytes are moved to their places before they are floats of four, and become floats while the mean is taken off.
+        images = images.contiguous(memory_format=memory_format)
+        if images.dtype != torch.uint8:  # torch takes no difference of uint16
+            images = images.to(torch.float32)
         # White is folded into mean and std: two passes over the images instead of three.
-        return (images.to(torch.float32) - self.mean * white) / (self.std * white)
+        return (images - self.mean * white).div_(self.std * white)
 
 
 class SegmentationModel(nn.Module):
@@ -74,6 +80,8 @@ class SegmentationModel(nn.Module):
         min_size: smallest (height, width) that the network takes, in pixels.
         freeze: "encoder" (parameters fixed, always in evaluation mode) and "batchnorm" (statistics and affine
             parameters of every BatchNorm fixed), either or both.
+        upsampling: how many times smaller than its input the network's logits are, each way. Above 1 the model gives
+            `CoarseLogits` in training mode, and enlarges them (bilinear, corners not aligned) in evaluation mode.
 
     Attributes:
         init_report: what the start of the weights did and skipped, one line each, for the log.
@@ -88,9 +96,11 @@ class SegmentationModel(nn.Module):
         stride: int = 1,
         min_size: tuple[int, int] = (1, 1),
         freeze: Sequence[str] = (),
+        upsampling: int = 1,
     ) -> None:
         super().__init__()
         self.network = network
+        self.upsampling = upsampling
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.stride = stride
@@ -133,8 +143,8 @@ class SegmentationModel(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of normalised images.
+    def forward(self, images: Tensor) -> Tensor | CoarseLogits:
+        """Logits of normalised images; `CoarseLogits` in training mode where the head does not enlarge them.
 
         The images are padded at the bottom and on the right by their border pixels to what the network takes, and
         the logits are cropped back; images that fit are not copied.
@@ -152,10 +162,24 @@ class SegmentationModel(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             found = list(images.shape)
             raise ConfigError(f"images have shape {found}, expected [N, {self.in_channels}, H, W] with no size of 0")
+        if self.upsampling == 1:
+            return self._logits(images, self._padded)
+        coarse = self.coarse(images)
+        return coarse if self.training else coarse.full()
+
+    def coarse(self, images: Tensor) -> CoarseLogits:
+        """Return what `forward` enlarges in evaluation mode, in either mode; arguments and errors as there."""
+        padding = [self._padding(size, least) for size, least in zip(images.shape[-2:], self.min_size, strict=True)]
+        size = (images.shape[-2] + padding[0], images.shape[-1] + padding[1])
+        logits = self._logits(images, lambda images: self._of_padded(images, padding[0], padding[1]))
+        return CoarseLogits(logits, size, (images.shape[-2], images.shape[-1]))
+
+    def _logits(self, images: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Call the network, and say what to do about errors that the size of the images causes."""
         if torch.compiler.is_compiling():
-            return self._padded(images)
+            return network(images)
         try:
-            return self._padded(images)
+            return network(images)
         except (AssertionError, ValueError) as error:
             reason = _explain(error, images)
             if not reason:
@@ -165,10 +189,13 @@ class SegmentationModel(nn.Module):
     def _padded(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         bottom, right = (self._padding(size, least) for size, least in zip((height, width), self.min_size, strict=True))
-        if bottom == 0 and right == 0:
-            return cast(Tensor, self.network(images))
-        logits: Tensor = self.network(functional.pad(images, (0, right, 0, bottom), mode="replicate"))
-        return logits[..., :height, :width]
+        logits = self._of_padded(images, bottom, right)
+        return logits if bottom == 0 and right == 0 else logits[..., :height, :width]
+
+    def _of_padded(self, images: Tensor, bottom: int, right: int) -> Tensor:
+        if bottom or right:
+            images = functional.pad(images, (0, right, 0, bottom), mode="replicate")
+        return cast(Tensor, self.network(images))
 
     def _padding(self, size: int, least: int) -> int:
         return max(-size % self.stride, least - size)
