@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from segtrain.console import make_console, say
     from segtrain.engine.evaluate import evaluate
     from segtrain.files import write_csv, write_json
-    from segtrain.report.confusion_plot import save_confusion_plot
+    from segtrain.report.confusion_plot import save_plot
     from segtrain.report.tables import class_table, csv_rows, metrics_json
 
     loaded, config = open_run(args, overrides=args.overrides)
@@ -32,13 +32,14 @@ def run(args: argparse.Namespace) -> int:
         normalize=loaded.normalize,
         split=args.split,
         frequencies=loaded.frequencies,
+        thresholds=loaded.thresholds,
         show_progress=True,
     )
     content = {"checkpoint": str(loaded.path), "step": loaded.step, "epoch": loaded.epoch, **metrics_json(evaluation)}
     write_json(out / "metrics.json", content)
     write_csv(out / "classes.csv", csv_rows(evaluation))
     title = f"{config.name}, step {loaded.step}, {args.split}"
-    save_confusion_plot(out / "confusion.png", evaluation.confusion, class_names=evaluation.class_names, title=title)
+    save_plot(out / "confusion.png", evaluation.confusion, class_names=evaluation.class_names, title=title)
     console = make_console()
     say(console, f"{loaded.path} (step {loaded.step})")
     console.print(class_table(evaluation))

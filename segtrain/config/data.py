@@ -137,6 +137,13 @@ class DataConfig(LayoutSection):
                 f"ignore_index must lie in {num_classes + 1} (the number of classes, and 'none') to 255 with labels "
                 f"that may overlap, found {self.ignore_index}"
             )
+        for step in self.train_transforms:
+            if step.name == "copy_paste" or (step.name == "crop" and step.cat_max_ratio is not None):
+                what = "copy_paste" if step.name == "copy_paste" else "cat_max_ratio of crop"
+                raise ValueError(
+                    f"train_transforms: {what} takes one class for each pixel, and here classes may overlap: drop it; "
+                    "center_on of crop and data.sampling work with any labels"
+                )
         if "none" in self.class_names:
             raise ValueError("'none' is the word for pixels of none of the classes: give the class another name")
         if num_classes > 1 and self.label_map is None:

@@ -52,7 +52,7 @@ class ClassCrop:
 
     def _draw(self, target: AnyArray, generator: np.random.Generator) -> Window:
         size = np.array(self.section.size)
-        last = np.array(target.shape) - size
+        last = np.array(target.shape[:2]) - size
         place = self._centre(target, generator)
         corner = generator.integers(0, last + 1) if place is None else np.clip(place - size // 2, 0, last)
         top, left = corner.tolist()
@@ -62,11 +62,11 @@ class ClassCrop:
         """Row and column to centre on, or None for any window."""
         if not self.classes or generator.random() >= self.section.p:
             return None
-        present = [c for c in self.classes if (target == c).any()]
+        present = [c for c in self.classes if pixels_of(target, c).any()]
         if not present:
             return None
-        pixels = np.flatnonzero(target == present[generator.integers(len(present))])
-        return np.array(np.unravel_index(pixels[generator.integers(len(pixels))], target.shape))
+        pixels = np.flatnonzero(pixels_of(target, present[generator.integers(len(present))]))
+        return np.array(np.unravel_index(pixels[generator.integers(len(pixels))], target.shape[:2]))
 
     def _is_varied(self, target: AnyArray) -> bool:
         if self.section.cat_max_ratio is None:
@@ -77,8 +77,14 @@ class ClassCrop:
 
 def pad_around(image: AnyArray, target: AnyArray, size: tuple[int, int], *, ignore_index: int) -> Pair:
     """Pad to at least `size` [height, width] on all sides: image with zeros, target with ignore_index."""
-    missing = [max(0, wanted - found) for wanted, found in zip(size, target.shape, strict=True)]
+    missing = [max(0, wanted - found) for wanted, found in zip(size, target.shape[:2], strict=True)]
     if not any(missing):
         return image, target
     sides = [(count // 2, count - count // 2) for count in missing]
-    return np.pad(image, [*sides, (0, 0)]), np.pad(target, sides, constant_values=ignore_index)
+    around = [*sides, (0, 0)]
+    return np.pad(image, around), np.pad(target, around[: target.ndim], constant_values=ignore_index)
+
+
+def pixels_of(target: AnyArray, label: int) -> AnyArray:
+    """Where a target [H, W] is the class, or one of [H, W, K] holds it: bool [H, W]."""
+    return np.asarray(target == label if target.ndim == 2 else target[:, :, label] == 1)

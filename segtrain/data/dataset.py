@@ -35,7 +35,10 @@ class SegmentationDataset(Dataset[Item]):
         return len(self.samples)
 
     def read(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
-        """Read image [H, W, C] uint8 or uint16 and target [H, W] as stored; raises FileProblem."""
+        """Read image [H, W, C] uint8 or uint16 and target [H, W] as stored; raises FileProblem.
+
+        Where classes do not exclude each other (data.multi_label) the target is [K, H, W] of 0, 1 and ignore_index.
+        """
         return self.pairs.read(index, seed=seed)
 
 
@@ -77,19 +80,25 @@ class TrainDataset(SegmentationDataset):
         self.distance_classes = None if distance_classes is None else tuple(distance_classes)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int; distances float16 [K, H, W]."""
+        """image uint8 or uint16 [C, H, W], target uint8 or int16 [H, W], index int; distances float16 [K, H, W].
+
+        The target of multi-label data is uint8 [K, H, W] of 0, 1 and ignore_index.
+        """
         index, seed = key
         image, target = self._transform(*self.read(index, seed=seed), seed=seed, index=index)
         item = as_item(image, target, index)
         if self.distance_classes is not None:
-            maps = signed_distance(
-                target,
-                num_classes=len(self.data.classes),
-                ignore_index=self.data.ignore_index,
-                classes=self.distance_classes,
-            )
-            item["distances"] = torch.from_numpy(maps)
+            item["distances"] = torch.from_numpy(self._distances(target))
         return item
+
+    def _distances(self, target: AnyArray) -> AnyArray:
+        """The maps of the wanted classes, each against all other pixels, float16 [K, H, W]."""
+        classes, ignore_index = self.distance_classes or (), self.data.ignore_index
+        if target.ndim == 2:
+            num_classes = len(self.data.classes)
+            return signed_distance(target, num_classes=num_classes, ignore_index=ignore_index, classes=classes)
+        each = [signed_distance(target[c], num_classes=2, ignore_index=ignore_index, classes=[1]) for c in classes]
+        return np.concatenate(each)
 
 
 class EvalDataset(SegmentationDataset):
@@ -99,7 +108,7 @@ class EvalDataset(SegmentationDataset):
         super().__init__(samples, data, split=split)
 
     def __getitem__(self, index: int) -> Item:
-        """image uint8 or uint16 [C, H, W], target uint8 or int16 [h, w], index int."""
+        """image uint8 or uint16 [C, H, W], target uint8 or int16 [h, w] (multi-label: uint8 [K, h, w]), index int."""
         image, target = self.read(index)
         if self.data.input_size is not None:
             image = resize_image(image, self.data.input_size)
@@ -107,6 +116,6 @@ class EvalDataset(SegmentationDataset):
 
 
 def as_item(image: AnyArray, target: AnyArray, index: int) -> Item:
-    """Tensors of an image [H, W, C] and a target [H, W], without a copy where that is possible."""
+    """Tensors of an image [H, W, C] and a target [H, W] or [K, H, W], without a copy where that is possible."""
     # A view with the channels first: collating copies it into the batch anyway.
     return {"image": torch.from_numpy(image).permute(2, 0, 1), "target": torch.from_numpy(target), "index": index}

@@ -15,7 +15,8 @@ from segtrain.config.data import DataConfig
 from segtrain.console import progress
 from segtrain.data.formats import Sample, bad_files, data_root, find_samples
 from segtrain.data.inspection import Inspector
-from segtrain.data.masks import LabelRules, suggest_binary_map
+from segtrain.data.labels import count_labels, label_rules, suggest_label_map
+from segtrain.data.masks import suggest_binary_map
 from segtrain.data.problems import Problem
 from segtrain.data.samples import Samples
 from segtrain.data.scan import look_at_all
@@ -32,6 +33,9 @@ class ClassFrequencies:
 
     pixels: int64 [C], pixels of the class. images: int64 [C], images that hold it. image_pixels: int64 [C], valid
     pixels (those not ignored) of the images that hold it. ignored: pixels without a class. num_images: all images.
+
+    Where classes do not exclude each other, `valid` int64 [C] are the pixels at which each class is labelled, yes or
+    no; `pixels` are then those of a yes, and `ignored` counts (pixel, class) pairs. Else `valid` is None.
     """
 
     pixels: Counts
@@ -39,21 +43,27 @@ class ClassFrequencies:
     image_pixels: Counts
     ignored: int
     num_images: int
+    valid: Counts | None = None
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Share of each class in the valid pixels, float64 [C]; zeros where there are none."""
-        return self.pixels / max(1, int(self.pixels.sum()))
+        """Share of each class in the valid pixels (its own, with `valid`), float64 [C]; zeros where there are none."""
+        return self.pixels / np.maximum(1, self.pixels.sum() if self.valid is None else self.valid)
 
     @property
     def ignored_share(self) -> float:
         """Share of the ignored pixels in all pixels."""
-        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+        return self.ignored / max(1, int((self.pixels if self.valid is None else self.valid).sum()) + self.ignored)
 
     @property
     def imbalance_ratio(self) -> float:
-        """Pixels of the most frequent class over those of the rarest class that occurs; NaN where none does."""
+        """Pixels of the most frequent class over those of the rarest class that occurs; NaN where none does.
+
+        With `valid`: the highest ratio of no to yes that any class has.
+        """
         present = self.pixels[self.pixels > 0]
+        if self.valid is not None and present.size:
+            return float((self.valid[self.pixels > 0] / present).max() - 1)
         return float(present.max() / present.min()) if present.size else float("nan")
 
     @classmethod
@@ -81,9 +91,36 @@ class ClassFrequencies:
         rows = [count_target(np.asarray(target), num_classes, ignore_index) for target in targets]
         return cls.from_counts(np.array(rows, np.int64).reshape(-1, num_classes + 1))
 
+    @classmethod
+    def from_label_counts(cls, counts: Counts) -> ClassFrequencies:
+        """From the positives, negatives and ignored pixels of each image and class, int64 [num_images, 3 C]."""
+        positives, negatives, ignored = np.split(counts, 3, axis=1)
+        valid, held = positives + negatives, positives > 0
+        return cls(
+            pixels=positives.sum(axis=0),
+            images=held.sum(axis=0),
+            image_pixels=(held * valid).sum(axis=0),
+            ignored=int(ignored.sum()),
+            num_images=len(counts),
+            valid=valid.sum(axis=0),
+        )
+
+    @classmethod
+    def from_label_targets(cls, targets: Iterable[Any], num_classes: int, *, ignore_index: int) -> ClassFrequencies:
+        """From targets [C, H, W] of 0, 1 and ignore_index (arrays or CPU tensors), one for each image.
+
+        Raises:
+            DataError: another label.
+        """
+        rows = [
+            count_labels(np.asarray(target), num_classes=num_classes, ignore_index=ignore_index) for target in targets
+        ]
+        return cls.from_label_counts(np.array(rows, np.int64).reshape(-1, 3 * num_classes))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for checkpoints and JSON."""
-        return {
+        labelled = {} if self.valid is None else {"valid": self.valid.tolist()}
+        return labelled | {
             "pixels": self.pixels.tolist(),
             "images": self.images.tolist(),
             "image_pixels": self.image_pixels.tolist(),
@@ -97,7 +134,9 @@ class ClassFrequencies:
         pixels, images, image_pixels = (
             np.asarray(values[key], np.int64) for key in ("pixels", "images", "image_pixels")
         )
-        return cls(pixels, images, image_pixels, ignored=int(values["ignored"]), num_images=int(values["num_images"]))
+        valid = np.asarray(values["valid"], np.int64) if "valid" in values else None
+        ignored, num_images = int(values["ignored"]), int(values["num_images"])
+        return cls(pixels, images, image_pixels, ignored=ignored, num_images=num_images, valid=valid)
 
 
 def count_target(target: NDArray[Any], num_classes: int, ignore_index: int) -> Counts:
@@ -168,7 +207,7 @@ def check_split(
     """
     listing = find_samples(data, split)
     samples = Samples.pack(listing.samples)
-    store = ScanCache(data, split, rules=LabelRules.from_config(data))
+    store = ScanCache(data, split, rules=label_rules(data))
     known = store.load() if cache and not verify else store.nothing()
     shown = (
         progress(f"check {split}: images and masks", -(-len(samples) // world_size()))
@@ -186,8 +225,20 @@ def check_split(
         raise bad_files(problems, data, split=split, nothing_left=not len(good))
     if split == "train":
         _refuse_unmapped_binary(data, counts)
-    frequencies = ClassFrequencies.from_counts(counts)
+    frequencies, counts = frequencies_of(counts, data)
     return ScanResult(frequencies, good, counts, problems, num_read, np.flatnonzero(looks.good), listing.unused_masks)
+
+
+def frequencies_of(rows: Counts, data: DataConfig) -> tuple[ClassFrequencies, Counts]:
+    """Frequencies of what was counted in each image, and its pixels of each class, int64 [N, C + 1] (last: ignored).
+
+    rows: int64 [N, C + 1] as they are, or with multi-label [N, 3 C] (see segtrain.data.labels.count_labels); of these
+    the pixels are the positives, and the ignored ones (pixel, class) pairs.
+    """
+    if not data.multi_label:
+        return ClassFrequencies.from_counts(rows), rows
+    positives, _, ignored = np.split(rows, 3, axis=1)
+    return ClassFrequencies.from_label_counts(rows), np.append(positives, ignored.sum(axis=1, keepdims=True), axis=1)
 
 
 def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:
@@ -195,14 +246,16 @@ def _refuse_unmapped_binary(data: DataConfig, counts: Counts) -> None:
 
     Only training masks tell: other splits of rare defects may well hold nothing but background and ignored borders.
     """
-    if len(data.class_names) != 2:
+    names = data.class_names
+    if len(names) != (1 if data.multi_label else 2) or data.raw_labels() is not None or data.ignore_index != 255:
         return
     totals = counts.sum(axis=0)
-    only_first = totals[0] > 0 and not totals[1:-1].any()
-    if data.raw_labels() is None and data.ignore_index == 255 and only_first and totals[-1] > 0:
-        names = data.class_names
-        raise DataError(
-            f"the masks of split 'train' of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "
-            f"If 255 is a class, write data.label_map: {suggest_binary_map(names)}; "
-            f"if these pixels are to be ignored, say so: {{0: {names[0]}, 255: ignore}}"
-        )
+    second, first = totals[:2] if data.multi_label else totals[1::-1]
+    if first == 0 or second > 0 or totals[-1] == 0:
+        return
+    zero, wanted = names[0], suggest_binary_map(names[:2]) if len(names) > 1 else suggest_label_map(names[0])
+    raise DataError(
+        f"the masks of split 'train' of {data_root(data)} hold nothing but 0 and 255, and 255 is ignore_index. "
+        f"If 255 is a class, write data.label_map: {wanted}; "
+        f"if these pixels are to be ignored, say so: {{0: {'none' if data.multi_label else zero}, 255: ignore}}"
+    )

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from segtrain.config.data import DataConfig
 from segtrain.console import progress
 from segtrain.data.formats import Sample, bad_files
-from segtrain.data.frequencies import ClassFrequencies, ScanResult, count_target
+from segtrain.data.frequencies import ScanResult, count_target, frequencies_of
 from segtrain.data.images import AnyArray
+from segtrain.data.labels import count_labels, label_rules
 from segtrain.data.loader import Loader
-from segtrain.data.masks import LabelRules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Indices, Samples
 from segtrain.data.scan import Looks, of_all_ranks
@@ -40,7 +40,8 @@ class GivenPairs(Pairs):
 
     Images are uint8, uint16, or floats as fractions of white: arrays and PIL images [H, W, C] or [H, W], tensors
     [C, H, W] or [H, W]; one channel is repeated where the model takes three. Masks are whole numbers [H, W] that
-    data.label_map turns into classes, as those of files.
+    data.label_map turns into classes, as those of files; or, where classes may overlap (data.multi_label), a yes or no
+    of each class: [C, H, W] of 0, 1 and ignore_index.
     """
 
     def __init__(
@@ -49,18 +50,13 @@ class GivenPairs(Pairs):
         """Take the pairs `numbers` of `dataset`, default all; `split` is its name in messages.
 
         Raises:
-            ConfigError: no map-style data set, or classes that may overlap.
+            ConfigError: no map-style data set.
             DataError: it is empty.
         """
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise ConfigError(
                 f"{split}_data is a {type(dataset).__name__} without a length or an index: give a map-style data set, "
                 "with __len__ and __getitem__, whose items are (image, mask)"
-            )
-        if data.multi_label:
-            raise ConfigError(
-                f"{split}_data was given, and its classes may overlap (data.labels, or a single class): pairs in code "
-                "have one class at each pixel. Name background as a class, or read the masks from files"
             )
         if not len(dataset):
             raise DataError(f"{split}_data is empty: give at least one pair (image, mask)")
@@ -69,7 +65,7 @@ class GivenPairs(Pairs):
         self.name = f"{split!r}, given in code as {split}_data"
         self.split = split
         self.data = data
-        self.rules = LabelRules.from_config(data)
+        self.rules = label_rules(data)
         self._dataset = dataset
         self._in_channels = len(data.normalize.mean)
 
@@ -102,6 +98,8 @@ class GivenPairs(Pairs):
             raw = raw.astype(np.uint8)
         if raw.dtype.kind not in "iu":
             raise FileProblem(place, f"the mask holds {raw.dtype}; expected whole numbers", Kind.PIXEL_TYPE)
+        if self.data.multi_label and raw.ndim == 3 and len(raw) == len(self.data.classes) and raw.size:
+            return self._as_labels(raw, place)
         if raw.ndim != 2 or not raw.size:
             raise FileProblem(place, f"the mask is {list(raw.shape)}; expected [H, W]", Kind.PIXEL_TYPE)
         if self.rules.ignore_index == -1:  # what files cannot say: they hold 65535 in its place
@@ -110,6 +108,13 @@ class GivenPairs(Pairs):
             return np.array(self.rules.encode(raw))  # a copy: it may be the user's own array
         except DataError as error:
             raise FileProblem(place, str(error), Kind.UNKNOWN_VALUES) from error
+
+    def _as_labels(self, raw: AnyArray, place: Path) -> AnyArray:
+        try:
+            count_labels(raw, num_classes=len(raw), ignore_index=self.data.ignore_index)
+        except DataError as error:
+            raise FileProblem(place, f"the mask: {error}", Kind.UNKNOWN_VALUES) from error
+        return raw.astype(np.uint8)  # a copy: it may be the user's own array
 
 
 def check_given(pairs: GivenPairs, data: DataConfig, *, workers: int, show_progress: bool = True) -> ScanResult:
@@ -139,7 +144,7 @@ def check_given(pairs: GivenPairs, data: DataConfig, *, workers: int, show_progr
     if looks.problems and (data.on_bad == "error" or not looks.good.any()):
         raise bad_files(looks.problems, data, split=split, nothing_left=not looks.good.any())
     counts, good = looks.counts[looks.good], np.flatnonzero(looks.good)
-    frequencies = ClassFrequencies.from_counts(counts)
+    frequencies, counts = frequencies_of(counts, data)
     return ScanResult(frequencies, pairs.samples.select(good), counts, looks.problems, len(pairs), good)
 
 
@@ -165,6 +170,8 @@ class _Counting:
 
 
 def _count(target: AnyArray, data: DataConfig) -> NDArray[np.int64]:
+    if data.multi_label:
+        return count_labels(target, num_classes=len(data.classes), ignore_index=data.ignore_index)
     return count_target(target, len(data.classes), data.ignore_index)
 
 

@@ -12,7 +12,8 @@ from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, mask_reader
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, Header
 from segtrain.data.images import decode_image, read_checked
-from segtrain.data.masks import LabelRules, histogram, narrow
+from segtrain.data.labels import count_labels, label_rules
+from segtrain.data.masks import histogram, narrow
 from segtrain.data.problems import FileProblem, Kind, Problem
 from segtrain.errors import DataError
 
@@ -21,15 +22,18 @@ class Inspector:
     """Looks at samples under the rules of a data section; threads may share it."""
 
     def __init__(self, data: DataConfig) -> None:
-        self.rules = LabelRules.from_config(data)
+        self.rules = label_rules(data)
         self._read_mask = mask_reader(data)
         self._max_pixels = data.max_pixels
         self._in_channels = len(data.normalize.mean)
 
     def __call__(self, sample: Sample) -> tuple[NDArray[np.int64], list[Problem]]:
-        """Count the mask, int64 [C + 1] (the last entry: ignored pixels), and list what is wrong."""
+        """Count the mask, int64 [C + 1] (the last entry: ignored pixels), and list what is wrong.
+
+        Of multi-label data int64 [3 C]: the positives, negatives and ignored pixels of each class.
+        """
         problems: list[Problem] = []
-        counts = np.zeros(self.rules.num_classes + 1, np.int64)
+        counts = np.zeros(self.rules.num_counts, np.int64)
         image: Header | None = None
         try:
             image = self._check_image(sample.image)
@@ -58,9 +62,11 @@ class Inspector:
             raise
         except DataError as error:
             raise FileProblem(path, str(error), Kind.PIXEL_TYPE) from error
-        if image is not None and raw.shape != (image.height, image.width):  # of masks that come from no header
-            size = f"{raw.shape[1]}x{raw.shape[0]}"
+        if image is not None and raw.shape[-2:] != (image.height, image.width):  # of masks that come from no header
+            size = f"{raw.shape[-1]}x{raw.shape[-2]}"
             raise FileProblem(path, f"the mask of {sample.name} is {size}, its image {image.size}", Kind.SIZE_MISMATCH)
+        if raw.ndim == 3:
+            return count_labels(raw, num_classes=self.rules.num_classes, ignore_index=self.rules.ignore_index)
         values = histogram(raw)
         unknown = self.rules.explain_unknown(values)
         if unknown:

@@ -144,6 +144,11 @@ class LabelRules:
         return cls(num_classes=len(names), ignore_index=data.ignore_index, mapping=mapping, names=names)
 
     @property
+    def num_counts(self) -> int:
+        """How many numbers `count` returns: C + 1."""
+        return self.num_classes + 1
+
+    @property
     def target_dtype(self) -> np.dtype[Any]:
         """uint8, or int16 for more than 255 classes."""
         return np.dtype(np.uint8 if self.num_classes <= 255 else np.int16)

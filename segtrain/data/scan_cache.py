@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root, mask_reader
+from segtrain.data.labels import MultiLabelRules
 from segtrain.data.masks import LabelRules
 from segtrain.data.samples import Column, Samples, Texts
 from segtrain.errors import SegtrainError
@@ -130,8 +131,8 @@ class RowCache:
 class ScanCache(RowCache):
     """The cache file of one split under one set of rules."""
 
-    def __init__(self, data: DataConfig, split: str, *, rules: LabelRules) -> None:
-        super().__init__(data, f"scan-{_key(data, split, rules)}.npz", num_counts=rules.num_classes + 1)
+    def __init__(self, data: DataConfig, split: str, *, rules: LabelRules | MultiLabelRules) -> None:
+        super().__init__(data, f"scan-{_key(data, split, rules)}.npz", num_counts=rules.num_counts)
 
 
 def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -139,11 +140,11 @@ def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
     return counts.astype(np.uint32) if not counts.size or counts.max() < 2**32 else counts
 
 
-def _key(data: DataConfig, split: str, rules: LabelRules) -> str:
+def _key(data: DataConfig, split: str, rules: LabelRules | MultiLabelRules) -> str:
     """What an entry depends on besides its files."""
     mapping = sorted(rules.mapping.items()) if rules.mapping is not None else None
     place = [data.layout_key(), data.splits[split], repr(mask_reader(data))]
-    checks = [data.max_pixels, len(data.normalize.mean)]
+    checks = [data.max_pixels, len(data.normalize.mean), rules.num_counts]
     return short_hash(json.dumps([CACHE_VERSION, place, rules.num_classes, rules.ignore_index, mapping, checks]))
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root, mask_reader
 from segtrain.data.images import AnyArray, read_image
-from segtrain.data.masks import LabelRules
+from segtrain.data.labels import label_rules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Indices, Samples
 from segtrain.errors import DataError
@@ -50,7 +50,7 @@ class FilePairs(Pairs):
         self.data = data
         self.split = split
         self.name = f"{split!r} of {data_root(data)}"
-        self.rules = LabelRules.from_config(data)
+        self.rules = label_rules(data)
         self._read_mask = mask_reader(data)
         self._read_image = partial(
             read_image, in_channels=len(data.normalize.mean), max_pixels=data.max_pixels, bands=data.bands

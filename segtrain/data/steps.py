@@ -31,7 +31,7 @@ class Draws:
         return cls(np.random.default_rng(seed), random.Random(seed), index)
 
 
-Step = Callable[[AnyArray, AnyArray, Draws], Pair]
+Step = Callable[[AnyArray, AnyArray, Draws], Pair]  # of image [H, W, C] and target [H, W], multi-label [H, W, K]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,9 @@ def resize_image(image: AnyArray, size: tuple[int, int]) -> AnyArray:
 
 
 def resize_target(target: AnyArray, size: tuple[int, int]) -> AnyArray:
-    """Resize [H, W] to `size` [height, width] by the nearest pixel, so that no class is invented."""
-    if target.shape == size:
+    """Resize [H, W] or [H, W, K] to `size` [height, width] by the nearest pixel, so that no class is invented."""
+    if target.shape[:2] == size:
         return target
     # INTER_NEAREST takes the upper left of the pixels that fall together: a shift against the image.
-    return cv2.resize(target, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    resized = cv2.resize(target, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized if resized.ndim == target.ndim else resized[:, :, None]  # OpenCV drops a single channel

@@ -47,10 +47,17 @@ class TrainTransform:
         self._steps = [TRANSFORMS[step.name](step, context) for step in data.train_transforms]
 
     def __call__(self, image: AnyArray, target: AnyArray, *, seed: int, index: int | None = None) -> Pair:
-        """Transform image [H, W, C] and target [H, W] together; types stay, sizes may change.
+        """Transform image [H, W, C] and target [H, W], or [K, H, W], together; types stay, sizes may change.
 
-        `seed` lies in 0 to 2^64 − 1. `index` is the sample's, for steps that take from other samples.
+        `seed` lies in 0 to 2^64 − 1. `index` is the sample's, for steps that take from other samples. Each step moves
+        all K maps of a multi-label target alike.
         """
+        if target.ndim == 3:  # to steps as images are: [H, W, K]
+            moved, maps = self._transformed(image, np.ascontiguousarray(np.moveaxis(target, 0, 2)), seed, index)
+            return moved, np.ascontiguousarray(np.moveaxis(maps, 2, 0))
+        return self._transformed(image, target, seed, index)
+
+    def _transformed(self, image: AnyArray, target: AnyArray, seed: int, index: int | None) -> Pair:
         if self._input_size is not None:
             image, target = resize_image(image, self._input_size), resize_target(target, self._input_size)
         draws = Draws.from_seed(seed, index=index)

@@ -123,6 +123,7 @@ class LoadedRun:
         model: in eval mode on the device; the averaged weights where the run kept them.
         normalize: images as stored -> what the model expects.
         frequencies: class frequencies of the training data.
+        thresholds: {class name: threshold} that training chose on val, None where it did not.
     """
 
     path: Path
@@ -134,6 +135,7 @@ class LoadedRun:
     frequencies: ClassFrequencies
     step: int
     epoch: float
+    thresholds: dict[str, float] | None = None
 
 
 def load_run(
@@ -169,6 +171,7 @@ def load_run(
         frequencies=ClassFrequencies.from_dict(payload["frequencies"]),
         step=payload["step"],
         epoch=payload["epoch"],
+        thresholds=(payload.get("thresholds") or {}).get("thresholds"),
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
 from segtrain.engine.predict import Predictor, resize_logits
+from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.kernels.upsample import CoarseLogits
-from segtrain.metrics import ConfusionMatrix, compute_scores
+from segtrain.metrics import ConfusionMatrix, MultiLabelConfusion, compute_scores
 from segtrain.models import Normalize
 
 OnImage = Callable[[int, Tensor, Tensor, Tensor], object]
+Confusion = ConfusionMatrix | MultiLabelConfusion
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ class Evaluation:
     scores: flat {name: number}, NaN where undefined; see segtrain.metrics.Scores, also for `groups` (classes that
     each mean is over) and `counted` (how many of these have a defined IoU). loss: mean over the valid pixels of the
     loss of the images, None without a loss. frequencies: of the training data, None where not known. prior_tau: τ of
-    the post-hoc logit adjustment behind the predictions (not behind the loss), None without.
+    the post-hoc logit adjustment behind the predictions (not behind the loss), None without. thresholds: of each class
+    by name, the probability from which on it was taken for present; None where classes exclude each other.
     """
 
-    confusion: ConfusionMatrix
+    confusion: Confusion
     scores: dict[str, float]
     groups: dict[str, tuple[int, ...]]
     counted: dict[str, int]
@@ -44,6 +47,7 @@ class Evaluation:
     loss: float | None
     frequencies: ClassFrequencies | None
     prior_tau: float | None = None
+    thresholds: dict[str, float] | None = None
 
 
 def evaluate(
@@ -59,6 +63,8 @@ def evaluate(
     workers: int | None = None,
     on_image: OnImage | None = None,
     show_progress: bool = False,
+    thresholds: Mapping[str, float] | None = None,
+    tuner: ThresholdTuner | None = None,
 ) -> Evaluation:
     """Predict a split and compare it with its masks, at the size of the masks.
 
@@ -75,7 +81,10 @@ def evaluate(
         device: default: where the model is. The model is moved there, and stays.
         workers: processes that read images; default: config.data.workers.
         on_image: called for each image, in order of the data, with (index, image as the model saw it [C, H, W],
-            target [h, w], prediction [h, w]), all on the CPU.
+            target [h, w], prediction [h, w]), all on the CPU; where classes do not exclude each other (config.data.
+            multi_label), target and prediction are [K, h, w] of 0, 1 and ignore_index.
+        thresholds: {class name: threshold} that were chosen on val: evaluate.tune_thresholds needs them.
+        tuner: counts from which thresholds can be chosen; this evaluation then is at evaluate.threshold.
     """
     if data is None:
         samples = check_split(config.data, split, show_progress=show_progress).samples
@@ -86,16 +95,21 @@ def evaluate(
         normalize = Normalize(config.data.normalize.mean, config.data.normalize.std)
     if isinstance(normalize, nn.Module) and device is not None:
         normalize = normalize.to(device)
-    predictor = Predictor.from_config(config, model=model, normalize=normalize, frequencies=frequencies)
     names = config.data.class_names
-    confusion = ConfusionMatrix(len(names), ignore_index=config.data.ignore_index)
+    if tuner is not None:
+        thresholds = dict(zip(names, config.evaluate.thresholds(names), strict=True))
+    predictor = Predictor.from_config(
+        config, model=model, normalize=normalize, frequencies=frequencies, thresholds=thresholds
+    )
+    confusion = make_confusion(config)
     mean_loss = None if loss is None or predictor.tile else _MeanLoss(loss, config.data.ignore_index)
+    watchers = [watcher for watcher in (mean_loss, tuner) if watcher is not None]
     num_workers = config.data.workers if workers is None else workers
     loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers)
     shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
     with closing(loader), evaluation_mode(model), torch.no_grad(), shown as advance:
         for items in loader:
-            for item, prediction in zip(items, _count(predictor, items, confusion, mean_loss), strict=True):
+            for item, prediction in zip(items, _count(predictor, items, confusion, watchers), strict=True):
                 if on_image is not None:
                     on_image(int(item["index"]), item["image"], item["target"], prediction)
             advance(len(items))
@@ -117,7 +131,14 @@ def evaluate(
         loss=None if mean_loss is None else mean_loss.value(),
         frequencies=frequencies,
         prior_tau=config.evaluate.prior_tau,
+        thresholds=None if predictor.thresholds is None else dict(zip(names, predictor.thresholds, strict=True)),
     )
+
+
+def make_confusion(config: Config) -> Confusion:
+    """Return the counts, empty, that fit the labels of config.data."""
+    kind = MultiLabelConfusion if config.data.multi_label else ConfusionMatrix
+    return kind(len(config.data.classes), ignore_index=config.data.ignore_index)
 
 
 @contextmanager
@@ -130,6 +151,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+class _Watcher(Protocol):
+    """What looks at the logits [1, K, h, w] and the target of each image besides the counts."""
+
+    def add(self, logits: Any, target: Tensor, /) -> None: ...
 
 
 class _MeanLoss:
@@ -152,7 +179,7 @@ class _MeanLoss:
 
 
 def _count(
-    predictor: Predictor, items: Sequence[dict[str, Any]], confusion: ConfusionMatrix, mean_loss: _MeanLoss | None
+    predictor: Predictor, items: Sequence[dict[str, Any]], confusion: Confusion, watchers: Sequence[_Watcher]
 ) -> list[Tensor]:
     """Count each item, and return its prediction at the size of its target, on the CPU; equal shapes go together."""
     groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
@@ -161,24 +188,31 @@ def _count(
     predictions: dict[int, Tensor] = {}
     for positions in groups.values():
         images, targets = (torch.stack([items[position][key] for position in positions]) for key in ("image", "target"))
-        size = (targets.shape[1], targets.shape[2])
-        if predictor.tile is not None:
+        size = (targets.shape[-2], targets.shape[-1])
+        if predictor.tile is not None and not watchers:
             found = predictor.classes(images, size=size)
+            confusion.update(found, targets)
+        elif isinstance(confusion, MultiLabelConfusion):
+            logits = predictor.logits(images)
+            _show(watchers, logits, targets.to(logits.device))
+            found = torch.cat([predictor.decide(resize_logits(one[None], size)).cpu() for one in logits])
             confusion.update(found, targets)
         else:
             logits = predictor.read_logits(images)
-            if mean_loss is not None:
-                _measure(mean_loss, logits, targets.to(logits.device))
+            _show(watchers, logits, targets.to(logits.device))
             # of logits below the size of the masks each strip is enlarged while it is read: no large logits exist
             found = confusion.update_and_predict(logits, targets, shift=predictor.shift, size=size).cpu()
         predictions.update(zip(positions, found, strict=True))
     return [predictions[position] for position in range(len(items))]
 
 
-def _measure(mean_loss: _MeanLoss, logits: Tensor | CoarseLogits, targets: Tensor) -> None:
-    """Add the losses of images one at a time: a batch of logits at the size of large masks would be the peak."""
-    for index, target in enumerate(targets):
+def _show(watchers: Sequence[_Watcher], logits: Tensor | CoarseLogits, targets: Tensor) -> None:
+    """Show images to the watchers one at a time: a batch of logits at the size of large masks would be the peak."""
+    for index, target in enumerate(targets) if watchers else ():
         small = logits.image(index) if isinstance(logits, CoarseLogits) else logits[index : index + 1]
-        if isinstance(small, CoarseLogits) and small.crop != tuple(target.shape):
+        size = (target.shape[-2], target.shape[-1])
+        if isinstance(small, CoarseLogits) and small.crop != size:
             small = small.full()
-        mean_loss.add(small if isinstance(small, CoarseLogits) else resize_logits(small, target.shape), target[None])
+        large = small if isinstance(small, CoarseLogits) else resize_logits(small, size)
+        for watcher in watchers:
+            watcher.add(large, target[None])

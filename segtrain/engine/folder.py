@@ -15,6 +15,7 @@ from segtrain.errors import CheckpointError, ConfigError, SegtrainError
 FIXED_ON_RESUME = (
     "model",
     "data.classes",
+    "data.labels",
     "data.label_map",
     "data.ignore_index",
     "train.batch_size",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,11 @@ from segtrain.config import Config
 from segtrain.config.schema import TileConfig
 from segtrain.data import ClassFrequencies
 from segtrain.engine.device import autocast
+from segtrain.engine.thresholds import thresholds_in_force
 from segtrain.errors import ConfigError
 from segtrain.kernels.upsample import CoarseLogits
-from segtrain.metrics.prediction import class_dtype, predict_classes, prior_shift
+from segtrain.metrics.multilabel import predict_labels
+from segtrain.metrics.prediction import predict_classes, prior_shift
 from segtrain.models import SegmentationModel
 
 DEFAULT_BATCH_SIZE = 8
@@ -28,6 +30,8 @@ class Predictor:
     model: normalised floats [N, C, H, W] -> logits [N, K, H, W], in eval mode; of a list of logits the first is taken.
     normalize: images as stored -> normalised floats. batch_size: tiles in one forward pass. precision: fp32, bf16 or
     fp16. shift: floats [K], added to the logits where classes are chosen, and only there; see `prior_shift`.
+    thresholds: probabilities [K] from which on a class is present, where classes do not exclude each other; None: the
+    most probable class is predicted.
     """
 
     model: nn.Module
@@ -37,6 +41,7 @@ class Predictor:
     channels_last: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
     shift: Tensor | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @classmethod
     def from_config(
@@ -46,15 +51,17 @@ class Predictor:
         model: nn.Module,
         normalize: Callable[[Tensor], Tensor],
         frequencies: ClassFrequencies | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> Predictor:
         """Predict as `config` says (sections evaluate and train).
 
         A model trained in fp16 on a GPU predicts in fp32 on a CPU, which has no fp16 arithmetic worth using.
 
-        frequencies: of the training data, as the checkpoint holds them; needed by evaluate.prior_tau.
+        frequencies: of the training data, as the checkpoint holds them; needed by evaluate.prior_tau. thresholds:
+        {class name: threshold} chosen on val, as the checkpoint holds them; needed by evaluate.tune_thresholds.
 
         Raises:
-            ConfigError: evaluate.prior_tau is set and the frequencies are not known.
+            ConfigError: evaluate.prior_tau or tune_thresholds is set and what it needs is not known.
         """
         fits = config.train.precision != "fp16" or device_of(model).type == "cuda"
         return cls(
@@ -65,6 +72,7 @@ class Predictor:
             channels_last=config.train.channels_last,
             batch_size=config.evaluate.batch_size,
             shift=_shift(config, frequencies),
+            thresholds=thresholds_in_force(config, thresholds),
         )
 
     @torch.no_grad()
@@ -90,6 +98,8 @@ class Predictor:
     def classes(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """Return the predicted classes [N, h, w] (uint8, or int16 above 256 classes) on the CPU.
 
+        With thresholds instead which classes are present, uint8 [N, K, h, w] of 0 and 1.
+
         size: (h, w) of the answer; default: the images' own. The logits are resized, never the classes.
         With tiles and no resize, only a band of logits as high as a tile is held at a time.
         """
@@ -98,15 +108,16 @@ class Predictor:
             return torch.stack([self._classes_by_band(image) for image in images])
         logits = self.logits(images)
         # One image at a time: resized logits of a batch of large masks would be the peak of all memory.
-        return torch.cat([predict_classes(resize_logits(one[None], size), shift=self.shift).cpu() for one in logits])
+        return torch.cat([self.decide(resize_logits(one[None], size)).cpu() for one in logits])
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return what logits [N, K, h, w] mean, on their device: as `classes` does."""
+        if self.thresholds is not None:
+            return predict_labels(logits, self.thresholds)
+        return predict_classes(logits, shift=self.shift)
 
     def _classes_by_band(self, image: Tensor) -> Tensor:
-        prediction = torch.empty(0)
-        for top, band in self.bands(image):
-            if top == 0:
-                prediction = torch.empty(image.shape[1:], dtype=class_dtype(band.shape[0]))
-            prediction[top : top + band.shape[1]] = predict_classes(band[None], shift=self.shift)[0]
-        return prediction
+        return torch.cat([self.decide(band[None])[0] for _, band in self.bands(image)], dim=-2)
 
     @torch.no_grad()
     def bands(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -21,6 +21,7 @@ from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
+from segtrain.engine.thresholds import TunedThresholds
 from segtrain.engine.validation_images import ValidationImages
 from segtrain.errors import CheckpointError
 from segtrain.models import Normalize
@@ -37,6 +38,7 @@ class Run:
     `teacher` is what a distillation term learns from: no part of the checkpoints, which hold its path alone.
     `measures_loss` is false where evaluations have no loss to measure, as distillation is all there is.
     `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
+    `thresholds` are those that the last evaluation chose on val, None without evaluate.tune_thresholds.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Run:
     tracker: Tracker
     custom_model: str | None
     validation_images: ValidationImages
+    thresholds: TunedThresholds | None = None
 
     @property
     def last_path(self) -> Path:
@@ -104,7 +107,10 @@ class Run:
 
     def _description(self) -> dict[str, Any]:
         epoch = self.schedule.epoch(self.state.step)
-        position = {"step": self.state.step, "epoch": epoch, "custom_model": self.custom_model}
+        position: dict[str, Any] = {"step": self.state.step, "epoch": epoch, "custom_model": self.custom_model}
+        # those of an earlier step were chosen for other weights
+        tuned = self.thresholds if self.thresholds is not None and self.thresholds.step == self.state.step else None
+        position["thresholds"] = None if tuned is None else tuned.to_dict()
         return describe_run(self.config, self.frequencies) | position
 
 

@@ -20,7 +20,7 @@ from segtrain.config.loss import LossConfig
 from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
-from segtrain.data.frequencies import ScanResult, check_split
+from segtrain.data.frequencies import ScanResult, check_split, frequencies_of
 from segtrain.data.given import GivenPairs, MapDataset, check_given
 from segtrain.data.loader import build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
@@ -166,8 +166,8 @@ class _Data:
     def check(cls, config: Config, train: MapDataset | None, val: MapDataset | None, *, console: Console) -> _Data:
         """Check the configured splits whole, and what was given in code likewise; count the classes of both."""
         if isinstance(train, TrainDataset):
-            counts = count_targets((train.read(index)[1] for index in range(len(train))), config.data)
-            frequencies = ClassFrequencies.from_counts(counts)
+            rows = count_targets((train.read(index)[1] for index in range(len(train))), config.data)
+            frequencies, counts = frequencies_of(rows, config.data)
         else:
             pairs, scan = _check(config, "train", train, console)
             counts, frequencies = scan.counts, scan.frequencies
@@ -265,7 +265,7 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     if run.teacher is not None:
         say(console, f"teacher: {run.teacher.path}")
     for note in (
-        activation_note(_loss_section(config, cast(nn.Module, run.loss))),
+        None if config.data.multi_label else activation_note(_loss_section(config, cast(nn.Module, run.loss))),
         accumulation_note(config, run.loss),
         None if run.teacher is None else size_note(run.teacher, config),
     ):

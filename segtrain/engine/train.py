@@ -27,6 +27,7 @@ from segtrain.engine.run import Run
 from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
 from segtrain.engine.step import make_step
+from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.errors import SegtrainError
 
 NON_FINITE_IN_A_ROW = 10
@@ -166,7 +167,8 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     if evaluation.loss is not None:
         scores["loss"] = evaluation.loss
     epoch = run.schedule.epoch(state.step)
-    run.tracker.scalars(state.step, scores, kind="val", epoch=epoch)
+    tuned = {} if run.thresholds is None else run.thresholds.scalars()
+    run.tracker.scalars(state.step, scores | tuned, kind="val", epoch=epoch)
     run.validation_images.log(run.tracker, state.step)
     better = record_best(run.config, state, scores=scores)
     loss = f"val loss {scores['loss']:.4f} " if "loss" in scores else ""
@@ -179,6 +181,8 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     support = dict(zip(evaluation.class_names, evaluation.confusion.support.tolist(), strict=True))
     for message in class_warnings(state, scores, support=support, progress=progress):
         display.say(f"warning: {message}", style="yellow")
+    if better and run.thresholds is not None:
+        display.say(f"thresholds chosen on val: {run.thresholds.describe()}")
     if better:
         save_checkpoint(run.best_path, run.best_payload(scores))
     save_checkpoint(run.last_path, run.resume_payload())
@@ -186,14 +190,20 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
 
 
 def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
-    """Evaluate the model as it is, with the loss weights of `step`; raises Interrupted once a signal has come."""
+    """Evaluate the model as it is, with the loss weights of `step`; raises Interrupted once a signal has come.
+
+    With evaluate.tune_thresholds the scores are at evaluate.threshold all the same, so that no choice flatters them,
+    and what would be best goes to `run.thresholds`.
+    """
     run.loss.set_progress(step, run.schedule.epoch(step))
+    data = run.config.data
+    tuner = ThresholdTuner(len(data.classes), data.ignore_index) if run.config.evaluate.tune_thresholds else None
 
     def on_image(index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         stop.check()
         run.validation_images.take(index, image, target, prediction)
 
-    return evaluate(
+    evaluation = evaluate(
         run.config,
         model=run.evaluated_model(),
         normalize=run.normalize,
@@ -202,7 +212,10 @@ def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
         loss=run.validation_loss if run.measures_loss else None,
         device=run.device,
         on_image=on_image,
+        tuner=tuner,
     )
+    run.thresholds = None if tuner is None else tuner.tuned(data.class_names, step=step)
+    return evaluation
 
 
 def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:

@@ -66,7 +66,9 @@ def build_loss(
     shares = None
     if frequencies is not None:
         pixels = torch.as_tensor(frequencies.pixels, dtype=torch.float64)
-        shares = (pixels / pixels.sum().clamp(min=1)).tolist()
+        valid = getattr(frequencies, "valid", None)
+        valid = pixels.sum() if valid is None else torch.as_tensor(valid, dtype=torch.float64)
+        shares = (pixels / valid.clamp(min=1)).tolist()
     return SegmentationLoss(
         config,
         num_classes=num_classes,
@@ -96,6 +98,11 @@ def resolve_auto(frequencies: ClassFrequencies) -> LossConfig:
     A class without a training pixel gets weight 0 in the cross entropy (with a warning), and dice leaves it out: its
     output is then pushed down by the other classes only.
 
+    Where classes do not exclude each other (frequencies that say how many pixels are valid for each), it is the same
+    two terms with activation: sigmoid. The weights are then those of the channels, f_c being the share of yes in the
+    labelled pixels of c: a rarer class weighs more against the others, while dice balances yes against no within it. A
+    single class has none to be weighed against, and gets no weights.
+
     Raises:
         ConfigError: the data has no labelled pixel.
     """
@@ -104,10 +111,13 @@ def resolve_auto(frequencies: ClassFrequencies) -> LossConfig:
             "loss: auto is chosen from the class frequencies, but the training data has not one labelled pixel: check "
             "data.label_map and data.ignore_index with tools/scan.py."
         )
-    return LossConfig(
-        terms=(CrossEntropyTerm(name="cross_entropy"), DiceTerm(name="dice")),
-        class_weights=ClassWeightsConfig(scheme="sqrt_inverse", max_ratio=10.0),
-    )
+    terms = (CrossEntropyTerm(name="cross_entropy"), DiceTerm(name="dice"))
+    weights = ClassWeightsConfig(scheme="sqrt_inverse", max_ratio=10.0)
+    if getattr(frequencies, "valid", None) is None:
+        return LossConfig(terms=terms, class_weights=weights)
+    if len(frequencies.pixels) == 1:
+        weights = ClassWeightsConfig(scheme="none")
+    return LossConfig(activation="sigmoid", terms=terms, class_weights=weights)
 
 
 def _validated(section: LossConfig | Mapping[str, Any] | str, frequencies: ClassFrequencies | None) -> LossConfig:

@@ -143,8 +143,10 @@ def _report_absent(present: Mask, class_names: Sequence[str] | None) -> None:
 
 
 def _shares(frequencies: ClassFrequencies, present: Mask) -> Floats:
+    """f_c of the classes that are present: of all labelled pixels, or of those of the channel with multi-label."""
     pixels = _floats(frequencies.pixels)
-    return np.asarray(pixels[present] / pixels.sum())
+    valid = getattr(frequencies, "valid", None)
+    return np.asarray(pixels[present] / (pixels.sum() if valid is None else _floats(valid)[present]))
 
 
 def _floats(values: object) -> Floats:

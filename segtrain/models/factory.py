@@ -108,7 +108,10 @@ def _start(
 
 
 def _set_prior_bias(classifier: nn.Conv2d, frequencies: ClassFrequencies | None) -> None:
-    """Start the bias at log(share of the class): focal loss, Lin 2017, section 3.3, for many classes."""
+    """Start the bias at log π, π the share of the class: focal loss, Lin 2017, section 3.3, for many classes.
+
+    Where classes do not exclude each other, at the paper's log π/(1 − π), π being the share of yes.
+    """
     if frequencies is None:
         raise ConfigError(
             "model.prior_bias needs the class frequencies: pass frequencies=scan_frequencies(config.data)"
@@ -121,9 +124,13 @@ def _set_prior_bias(classifier: nn.Conv2d, frequencies: ClassFrequencies | None)
     if pixels.sum() == 0 or classifier.bias is None:
         raise ConfigError("model.prior_bias: no labelled pixel was counted, or the head has no bias: drop prior_bias")
     # Absent and all but absent classes get a low bias, but one that training can still raise.
-    share = (pixels / pixels.sum()).clamp_min(SMALLEST_SHARE)
+    valid = getattr(frequencies, "valid", None)
+    start = (pixels / pixels.sum()).clamp_min(SMALLEST_SHARE).log()
+    if valid is not None:
+        share = pixels / torch.as_tensor(valid, dtype=torch.float64).clamp_min(1)
+        start = share.clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE).logit()
     with torch.no_grad():
-        classifier.bias.copy_(share.log())
+        classifier.bias.copy_(start)
 
 
 def _construct(model: ModelConfig, num_classes: int, *, hub_weights: str | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture: each row is a class of the target, and its shares add up to 1."""
+"""The confusion matrix as a picture (each row is a class of the target), and the counts of classes that overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from segtrain.drawing import shorten
-from segtrain.metrics import ConfusionMatrix
+from segtrain.metrics import ConfusionMatrix, MultiLabelConfusion
 from segtrain.report.figure import new_figure, plain, save_png
 
 ANNOTATED_CLASSES = 20
@@ -25,6 +25,32 @@ def row_shares(confusion: ConfusionMatrix) -> npt.NDArray[np.float64]:
     totals = matrix.sum(axis=1, keepdims=True)
     shares: npt.NDArray[np.float64] = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
     return shares
+
+
+def save_plot(
+    path: Path, confusion: ConfusionMatrix | MultiLabelConfusion, *, class_names: Sequence[str], title: str
+) -> None:
+    """Write the picture that fits the counts: who is taken for whom, or what each class's yes and no are worth."""
+    if isinstance(confusion, MultiLabelConfusion):
+        save_label_plot(path, confusion, class_names=class_names, title=title)
+    else:
+        save_confusion_plot(path, confusion, class_names=class_names, title=title)
+
+
+def save_label_plot(path: Path, confusion: MultiLabelConfusion, *, class_names: Sequence[str], title: str) -> None:
+    """Write, for each class of its own, what became of its pixels and how much of its prediction is right, as PNG."""
+    found, right = confusion.recall().numpy(), confusion.precision().numpy()
+    shares = np.stack([found, 1 - found, right, 1 - right], axis=1)
+    figure = new_figure(7.5, min(24.0, 2.0 + 0.45 * len(class_names)), dpi=120)
+    axes = figure.add_subplot()
+    axes.imshow(shares, vmin=0, vmax=1, cmap=mpl.colormaps["Blues"].with_extremes(bad="0.92"), aspect="auto")
+    axes.set_title(plain(title))
+    axes.set_xticks(range(4), ["found", "missed", "right", "invented"])
+    axes.set_xlabel("% of the target's pixels (found, missed) and of the predicted ones (right, invented)")
+    if len(class_names) <= NAMED_CLASSES:
+        axes.set_yticks(range(len(class_names)), [plain(shorten(name, 18)) for name in class_names])
+        _annotate(axes, shares)
+    save_png(path, figure)
 
 
 def save_confusion_plot(path: Path, confusion: ConfusionMatrix, *, class_names: Sequence[str], title: str) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from segtrain.drawing import shorten
 from segtrain.engine.evaluate import Evaluation
+from segtrain.errors import some
 from segtrain.metrics import OVERALL, RATIOS
 from segtrain.report.numbers import RATIO_NAMES, UNDEFINED
 
@@ -91,16 +92,20 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         for key, group in evaluation.groups.items()
     }
     others = {key: _null(evaluation.scores[key]) for key in OVERALL}
+    axes = {"rows": "target", "columns": "prediction"}
+    if evaluation.thresholds is not None:
+        axes = {"of_each_class": "[[absent, invented], [missed, hit]]", **axes}
     classes = [{key: _null(value) for key, value in row.items()} for row in class_rows(evaluation)]
     return {
         "split": evaluation.split,
         "num_images": evaluation.num_images,
         "loss": _null(evaluation.loss),
         "prior_tau": evaluation.prior_tau,
+        "thresholds": evaluation.thresholds,
         "means": means,
         **others,
         "classes": classes,
-        "confusion": {"rows": "target", "columns": "prediction", **evaluation.confusion.state()},
+        "confusion": {**axes, **evaluation.confusion.state()},
     }
 
 
@@ -124,9 +129,22 @@ def _notes(evaluation: Evaluation) -> str:
     notes = [f"{TAIL_MARK} tail: the rarest by {by}"]
     if evaluation.prior_tau is not None:
         notes.append(f"predicted with evaluate.prior_tau = {evaluation.prior_tau:g}")
+    if evaluation.thresholds is not None:
+        notes.append(
+            f"each class is a yes or no of its own, present from this probability on: {_thresholds(evaluation)}"
+        )
+        notes.append("pixel accuracy: share of the right answers over all pixels and classes")
     if any(math.isnan(row["iou"]) for row in class_rows(evaluation)):
         notes.append(f"{UNDEFINED} undefined: neither in the masks nor predicted; left out of the means")
     return "\n".join(notes)
+
+
+def _thresholds(evaluation: Evaluation) -> str:
+    """Return the threshold of all classes, or that of each where they differ."""
+    each = evaluation.thresholds or {}
+    if len(set(each.values())) == 1:
+        return f"{next(iter(each.values())):g}"
+    return some([f"{shorten(name)} {value:g}" for name, value in each.items()], limit=20)
 
 
 def _ratio(value: float) -> str:

@@ -118,6 +118,7 @@ def test_predictor_follows_the_config() -> None:
     config = SimpleNamespace(
         evaluate=SimpleNamespace(tile=tile, batch_size=3, prior_tau=None),
         train=SimpleNamespace(precision="bf16", channels_last=True),
+        data=SimpleNamespace(multi_label=False),
     )
     predictor = Predictor.from_config(config, model=Recorder(), normalize=scaled)  # type: ignore[arg-type]
     assert (predictor.tile, predictor.batch_size) == (tile, 3)
