@@ -161,6 +161,15 @@ class DataConfig(LayoutSection):
         """
         return self.labels == "multi_label" or len(self.classes) == 1
 
+    @model_validator(mode="after")
+    def _channels_agree(self) -> DataConfig:
+        if self.bands is not None and len(self.bands) != len(self.normalize.mean):
+            raise ValueError(
+                f"bands names {len(self.bands)} bands, and normalize has {len(self.normalize.mean)} channels: give "
+                "normalize.mean and std one value for each band"
+            )
+        return self
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in the order of their numbers."""

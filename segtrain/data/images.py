@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segtrain.data.headers import Header, read_header
+from segtrain.data.extras import require
+from segtrain.data.headers import MANY_BANDS, Header, open_image, read_header
 from segtrain.data.problems import FileProblem, Kind
 
 AnyArray = NDArray[Any]
@@ -18,38 +22,50 @@ GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
 
 
-def read_image(path: Path, *, in_channels: int = 3, max_pixels: int) -> AnyArray:
+def read_image(path: Path, *, in_channels: int = 3, max_pixels: int, bands: Sequence[int] | None = None) -> AnyArray:
     """Read an image as it is stored.
 
-    With `in_channels` 3 a grey image is repeated in each channel; an alpha channel is dropped. EXIF
+    With `in_channels` 3 a grey image is repeated in each channel, and an alpha channel is dropped with 1 and 3. Any
+    other number is that of the bands in the file, or of those that `bands` names, from 1, in this order. EXIF
     orientation is not applied, because masks carry none: the scan reports rotated images.
 
     Returns:
         uint8 or uint16 [H, W, in_channels], RGB.
 
     Raises:
-        FileProblem: unreadable or truncated file, colours where one channel is expected, a type of pixel
-            other than 8 or 16 bits without sign, more than `max_pixels` pixels.
+        FileProblem: unreadable or truncated file, colours where one channel is expected, another number of bands, a
+            type of pixel other than 8 or 16 bits without sign, more than `max_pixels` pixels.
+        ConfigError: bands that take rasterio, and it is missing.
     """
     data, header = read_checked(path, max_pixels=max_pixels)
-    return decode_image(data, header, path=path, in_channels=in_channels)
+    return decode_image(data, header, path=path, in_channels=in_channels, bands=bands)
 
 
-def decode_image(data: bytes, header: Header, *, path: Path, in_channels: int) -> AnyArray:
+def decode_image(
+    data: bytes, header: Header, *, path: Path, in_channels: int, bands: Sequence[int] | None = None
+) -> AnyArray:
     """Decode the bytes of an image file whose header is known; see read_image."""
-    if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
+    check_whole(header, path)
+    if bands is not None or in_channels not in (1, 3) or header.mode == MANY_BANDS:
+        return _choose(_all_bands(data, header, path), path, in_channels=in_channels, bands=bands)
     reason = explain_mode(header, in_channels)
     if reason:
         raise FileProblem(path, reason, Kind.PIXEL_TYPE)
-    pixels = decode_pixels(data, path)
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign", Kind.PIXEL_TYPE)
+    pixels = _unsigned(decode_pixels(data, header, path), path)
     if pixels.ndim == 2 or header.mode in GRAY_MODES:
         channel = pixels if pixels.ndim == 2 else pixels[:, :, 0]
         return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(pixels, code)
+
+
+def check_whole(header: Header, path: Path) -> None:
+    """Raise FileProblem for a file whose end is missing, or of which more than one image would have to be read."""
+    if not header.complete:
+        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
+    if header.pages > 1:
+        reason = f"the {header.kind} holds {header.pages} images, of which one would be read: save each as a file"
+        raise FileProblem(path, reason, Kind.PIXEL_TYPE)
 
 
 def explain_mode(header: Header, in_channels: int) -> str:
@@ -61,8 +77,56 @@ def explain_mode(header: Header, in_channels: int) -> str:
     return ""
 
 
-def decode_pixels(data: bytes, path: Path) -> AnyArray:
+def _choose(stored: AnyArray, path: Path, *, in_channels: int, bands: Sequence[int] | None) -> AnyArray:
+    count = stored.shape[2]
+    if bands is None:
+        if count != in_channels:
+            reason = f"{count} bands, and model.in_channels is {in_channels}: name those to use in data.bands"
+            raise FileProblem(path, reason, Kind.PIXEL_TYPE)
+        return np.ascontiguousarray(stored)
+    if max(bands) > count:
+        raise FileProblem(path, f"{count} bands, and data.bands names band {max(bands)}", Kind.PIXEL_TYPE)
+    return np.ascontiguousarray(stored[:, :, [band - 1 for band in bands]])
+
+
+def _all_bands(data: bytes, header: Header, path: Path) -> AnyArray:
+    """All bands as they are stored, [H, W, B]; those of colours in the order RGB, alpha last."""
+    if header.mode == MANY_BANDS:
+        return _unsigned(_with_rasterio(data, header, path), path)
+    if header.mode not in ("1", "L", "LA", "RGB", "RGBA", "P", "PA", *GRAY_MODES):
+        raise FileProblem(path, f"{header.kind} pixels of mode {header.mode} are no bands to choose", Kind.PIXEL_TYPE)
+    pixels = _unsigned(decode_pixels(data, header, path), path)
+    if pixels.ndim == 2:
+        return pixels[:, :, None]
+    if header.mode in GRAY_MODES:  # with alpha: OpenCV repeats the grey
+        return pixels[:, :, [0, 3]]
+    return pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
+
+
+def _with_rasterio(data: bytes, header: Header, path: Path) -> AnyArray:
+    what = f"{path} has {header.bands} bands"
+    rasterio, errors = (require(f"rasterio.{name}", extra="geo", what=what) for name in ("io", "errors"))
+    # Again each time, for others may have reset the filters: most images of many bands have no place on Earth.
+    warnings.filterwarnings("ignore", category=errors.NotGeoreferencedWarning)
+    try:
+        with rasterio.MemoryFile(data) as file, file.open() as image:
+            return np.asarray(image.read()).transpose(1, 2, 0)
+    except errors.RasterioError as error:
+        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
+
+
+def _unsigned(pixels: AnyArray, path: Path) -> AnyArray:
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise FileProblem(path, f"pixels are {pixels.dtype}; images have 8 or 16 bits without sign", Kind.PIXEL_TYPE)
+    return pixels
+
+
+def decode_pixels(data: bytes, header: Header, path: Path) -> AnyArray:
     """The pixels of an image file as OpenCV stores them (BGR), [H, W] or [H, W, C]; raises FileProblem."""
+    if header.kind == "TIFF" and header.bits == 8 and header.mode in ("L", "RGB", "RGBA"):
+        # OpenCV multiplies these colours by alpha, and fails with some tiles.
+        pixels = decode_with_pillow(data, path)
+        return pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
     try:
         # IMREAD_UNCHANGED keeps 16 bits and alpha, and never applies EXIF orientation.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -71,6 +135,15 @@ def decode_pixels(data: bytes, path: Path) -> AnyArray:
     if pixels is None:
         raise FileProblem(path, "the pixels cannot be decoded: the file is damaged")
     return np.asarray(pixels)
+
+
+def decode_with_pillow(data: bytes, path: Path) -> AnyArray:
+    """The pixels of an image file as Pillow stores them: palette indices, 0 and 1; raises FileProblem."""
+    try:
+        with open_image(BytesIO(data), path) as image:
+            return np.array(image)  # a copy: Pillow's own memory is read-only
+    except (SyntaxError, OSError, ValueError, EOFError) as error:
+        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
 
 
 def read_checked(path: Path, *, max_pixels: int) -> tuple[bytes, Header]:

@@ -26,6 +26,7 @@ class Inspector:
         self._read_mask = mask_reader(data)
         self._max_pixels = data.max_pixels
         self._in_channels = len(data.normalize.mean)
+        self._bands = data.bands
 
     def __call__(self, sample: Sample) -> tuple[NDArray[np.int64], list[Problem]]:
         """Count the mask, int64 [C + 1] (the last entry: ignored pixels), and list what is wrong.
@@ -49,7 +50,7 @@ class Inspector:
         data, header = read_checked(path, max_pixels=self._max_pixels)
         _check_header(header, path)
         # Damage in the middle of a file shows in no header: only decoding finds it before training does.
-        decode_image(data, header, path=path, in_channels=self._in_channels)
+        decode_image(data, header, path=path, in_channels=self._in_channels, bands=self._bands)
         return header
 
     def _count_mask(self, sample: Sample, image: Header | None) -> NDArray[np.int64]:

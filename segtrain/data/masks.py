@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.headers import Header, open_image
-from segtrain.data.images import COLOR_MODES, AnyArray, decode_pixels, read_checked
+from segtrain.data.headers import MANY_BANDS, Header
+from segtrain.data.images import COLOR_MODES, AnyArray, check_whole, decode_pixels, decode_with_pillow, read_checked
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.errors import DataError, some
 
@@ -45,24 +46,51 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
 
 def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
-    if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
+    _check_exact(data, header, path)
     if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
-        return _one_channel(decode_pixels(data, path), header, path)
+        return _one_channel(decode_pixels(data, header, path), header, path)
     if header.mode not in ("P", "1", "I"):
-        pixels = decode_pixels(data, path)
+        pixels = decode_pixels(data, header, path)
         if pixels.ndim != 2 or pixels.dtype not in (np.uint8, np.uint16):
             raise FileProblem(
                 path, f"{header.mode} {header.kind}: a mask holds whole numbers of 8 or 16 bits", Kind.PIXEL_TYPE
             )
         return _unscale(pixels, data, header)
     # OpenCV turns palette indices into the palette's colours, and 0/1 into 0/255.
-    try:
-        with open_image(BytesIO(data), path) as image:
-            pixels = np.array(image)  # a copy: Pillow's own memory is read-only
-    except (SyntaxError, OSError, ValueError, EOFError) as error:
-        raise FileProblem(path, f"the pixels cannot be decoded ({error})") from error
+    pixels = decode_with_pillow(data, path)
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def _check_exact(data: bytes, header: Header, path: Path) -> None:
+    """Raise FileProblem for files whose values are not surely those that were saved."""
+    check_whole(header, path)
+    reason = ""
+    if header.lossy:
+        reason = (
+            f"{header.kind} changes the values of pixels, and so the classes: save masks as PNG, from the originals"
+        )
+    elif header.mode == MANY_BANDS:
+        reason = f"{header.bands} bands: a mask has one"
+    elif header.white_is_zero:
+        reason = "a TIFF in which white is 0, which some programs invert: save it with black as 0"
+    if reason:
+        raise FileProblem(path, reason, Kind.PIXEL_TYPE)
+    if header.kind == "PNG" and not _intact_png(data):
+        raise FileProblem(path, "the pixels cannot be decoded: the checksums of the PNG do not fit its content")
+
+
+def _intact_png(data: bytes) -> bool:
+    """Whether all chunks have the checksums they should: Pillow passes over those of pixels."""
+    place = 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data) or zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end + 4
+    return False
 
 
 def decode_colors(data: bytes, header: Header, *, path: Path) -> NDArray[np.uint8]:
@@ -74,12 +102,11 @@ def decode_colors(data: bytes, header: Header, *, path: Path) -> NDArray[np.uint
     Raises:
         FileProblem: unreadable or truncated file, more than 8 bits, transparent pixels.
     """
-    if not header.complete:
-        raise FileProblem(path, f"truncated {header.kind}: the end of the file is missing", Kind.TRUNCATED)
+    _check_exact(data, header, path)
     if header.mode not in ("1", "L", "P", "RGB", "RGBA"):
         reason = f"{header.mode} {header.kind}: a mask of colours is RGB or has a palette, with 8 bits"
         raise FileProblem(path, reason, Kind.PIXEL_TYPE)
-    pixels = decode_pixels(data, path)
+    pixels = decode_pixels(data, header, path)
     if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
         raise FileProblem(path, f"{header.mode} {header.kind} of {pixels.dtype}: colours have 8 bits", Kind.PIXEL_TYPE)
     if pixels.ndim == 2:

@@ -7,6 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,11 @@ Pair = tuple[Source, npt.NDArray[Any]]
 def _batches(sources: Sequence[Source], config: Config, size: int, problems: list[str]) -> Iterator[list[Pair]]:
     """Yield up to `size` neighbours of one shape and type together; reasons of unreadable images go to `problems`."""
     batch: list[Pair] = []
+    data, in_channels = config.data, config.model.in_channels
+    read = partial(read_image, in_channels=in_channels, max_pixels=data.max_pixels, bands=data.bands)
     for source in sources:
         try:
-            image = read_image(source.path, in_channels=config.model.in_channels, max_pixels=config.data.max_pixels)
+            image = read(source.path)
         except FileProblem as problem:
             problems.append(str(problem))
             continue
