@@ -1,4 +1,8 @@
-"""The operator `segtrain::class_sums`: one opaque node for autograd and torch.compile, with a backward of its own."""
+"""The operator `segtrain::class_sums`: one opaque node for autograd and torch.compile, with a backward of its own.
+
+CPU tensors are worked on by chunks (`softmax_cpu`, `binary_cpu`), CUDA tensors by Triton kernels (`triton_softmax`,
+`triton_sigmoid`), which are imported when the first CUDA tensor comes: Triton may be missing elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +39,14 @@ def class_sums(
     once, in the logits.
 
     Raises:
-        DataError: a label out of range.
+        DataError: a label out of range, on the CPU; on CUDA it makes the counts NaN.
     """
     request = _request(wanted, sigmoid, ignore_index, gamma, scale, mining)
     inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
+    if logits.is_cuda:
+        with torch.cuda.device(logits.device):
+            sums, counts, mask = _triton_backend(request).forward(inputs, request)
+        return sums, counts, mask
     with torch.autocast(logits.device.type, enabled=False):  # the products inside are sums: they keep their precision
         forward = binary_cpu.forward if _is_binary(request, logits.shape[1]) else softmax_cpu.forward
         return forward(inputs, request)
@@ -84,9 +92,13 @@ def class_sums_backward(
 ) -> Tensor:
     """Return the gradient of the logits, given that of the sums `[K, N, C]`; `keep` is the mined mask, if any."""
     request = _request(wanted, sigmoid, ignore_index, gamma, scale, ())
+    inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
+    if logits.is_cuda:  # which rows are 0 cannot be asked without a wait: all that are wanted are worked on
+        with torch.cuda.device(logits.device):
+            result: Tensor = _triton_backend(request).backward(grad, inputs, request)
+        return result
     names = names_of_sums(request.wanted, sigmoid=sigmoid)
     grads = {name: row for name, row in zip(names, grad, strict=True) if bool((row != 0).any())}
-    inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
     with torch.autocast(logits.device.type, enabled=False):
         backward = binary_cpu.backward if _is_binary(request, logits.shape[1]) else softmax_cpu.backward
         return backward(grads, inputs, request)
@@ -115,6 +127,16 @@ def _request(
 ) -> Request:
     names = tuple(SUMS[index] for index in wanted)
     return Request(names, sigmoid, ignore_index, tuple(gamma), scale, tuple(mining))
+
+
+def _triton_backend(request: Request) -> Any:
+    if request.sigmoid:
+        from segtrain.kernels import triton_sigmoid
+
+        return triton_sigmoid
+    from segtrain.kernels import triton_softmax
+
+    return triton_softmax
 
 
 def _is_binary(request: Request, num_classes: int) -> bool:

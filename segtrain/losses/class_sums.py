@@ -11,7 +11,9 @@ from torch import Tensor
 
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.labels import check_labels, count, narrow
+from segtrain.kernels.launch import MOST_CLASSES
 from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
+from segtrain.kernels.triton_available import triton_reason, warn_of_fallback
 from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
@@ -81,7 +83,12 @@ def class_sums(
 
     Raises:
         ValueError: shapes or types that do not fit, or an unknown name in `wanted`.
-        DataError: a label out of range (seen here on the CPU only: on CUDA it would stall the device).
+        DataError: a label out of range (on the CPU only: on CUDA that would stall the device, and the counts become
+            NaN instead, so that no loss made of them looks right).
+
+    On CUDA, Triton kernels do this in two reads and one write of the logits, forward and backward, for float16,
+    bfloat16 and float32 up to 1024 classes. Everything else (float64, more classes, a GPU that Triton does not know,
+    other devices) takes the plain sums of `plain_sums`, which are plain torch, and slower.
     """
     gammas = (float(gamma),) if isinstance(gamma, (int, float)) else tuple(float(value) for value in gamma)
     if wanted is None:
@@ -108,7 +115,21 @@ def class_sums(
         pixel_weight=None if pixel_weight is None else pixel_weight.detach(),
         keep=keep if isinstance(keep, Tensor) else None,
     )
-    return ClassSums(**(fused_sums if logits.device.type == "cpu" else plain_sums)(inputs, request))
+    make = fused_sums if _is_fused(logits.device, logits.dtype, logits.shape[1]) else plain_sums
+    return ClassSums(**make(inputs, request))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_fused(device: torch.device, dtype: torch.dtype, num_classes: int) -> bool:
+    """Whether the fused operator has kernels for such logits; where a GPU cannot run them, warn of it once."""
+    if device.type == "cpu":
+        return True
+    if device.type != "cuda" or dtype == torch.float64 or num_classes > MOST_CLASSES:
+        return False
+    reason = triton_reason(device)
+    if reason is not None:
+        warn_of_fallback(reason)
+    return reason is None
 
 
 def fused_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:

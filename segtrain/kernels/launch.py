@@ -1,0 +1,60 @@
+"""How the Triton kernels are launched: pixels of a tile, warps, and programs, by the number of classes and the type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+FEW_CLASSES = 24  # up to here every channel is a tensor of its own; a thread's registers hold no more sums
+BINARY_ELEMENTS = 512  # of a tile with sigmoid
+MOST_CLASSES = 1024  # beyond, a pixel's channels do not fit the registers of a program
+MOST_TILES = 4096  # of one program: float32 counts stay exact, and float32 sums accurate
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The parameters of one kernel."""
+
+    block: int  # pixels of a tile
+    warps: int
+    programs: int  # for each multiprocessor
+
+
+def columns(num_classes: int, *, channels_last: bool) -> Launch:
+    """Return how `triton_columns` is launched: two pixels a thread, one where the layout needs the registers."""
+    if channels_last and num_classes > 8:
+        return Launch(block=128, warps=2, programs=4)
+    return Launch(block=256, warps=4, programs=2 if num_classes > 12 else 4)
+
+
+def tiles(width: int) -> Launch:
+    """Return how `triton_tiles` is launched: 32 or 64 elements a thread; `width` is C up to a power of two."""
+    warps = 4 if width <= 256 else 8 if width <= 512 else 16
+    return Launch(block=max(4096 // width, 16), warps=warps, programs=16 // warps)
+
+
+def binary(width: int, *, channels_last: bool) -> Launch:
+    """Return how `triton_binary` is launched: one class in a program, or with channels_last up to 32 of each pixel."""
+    if not channels_last:
+        return Launch(block=BINARY_ELEMENTS, warps=4, programs=8)
+    return Launch(block=BINARY_ELEMENTS // min(width, 32), warps=4, programs=8)
+
+
+LABELS = Launch(block=256, warps=4, programs=4)
+LABEL_CLASSES = 16  # of one program of `triton_labels`
+MINING = Launch(block=1024, warps=4, programs=4)
+TIES = Launch(block=128, warps=4, programs=8)
+TILES_OF_A_RUN = 32  # of `triton_mining.keep_hardest`
+
+
+def num_programs(launch: Launch, size: int, *, device: torch.device, shared_by: int = 1) -> int:
+    """Return how many programs share the tiles of `size` pixels: what fills the device, over `shared_by` images."""
+    num_tiles = -(-size // launch.block)
+    wanted = -(-launch.programs * multiprocessors(device) // max(shared_by, 1))
+    return max(min(wanted, num_tiles), -(-num_tiles // MOST_TILES), 1)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors there are; 1 where kernels are interpreted, on the CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,74 @@
+"""The class sums that need the loss of each pixel alone, on a GPU: without a read of the logits.
+
+p = e^−ℓ and q = 1 − p come from the loss, so that the sums by label of many classes, and those of the pixels that
+mining keeps, take 5 bytes a pixel.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from segtrain.kernels.triton_pixel import (
+    add_at_label,
+    exponent_of,
+    power_of,
+    q_of,
+    read_labels,
+    read_weights,
+    store_sums,
+    zeros_of,
+)
+
+
+@triton.jit
+def forward(
+    losses,
+    target,
+    weight,
+    keep,
+    gammas,
+    partial,
+    settled,
+    pixels,
+    num_classes,
+    ignore_index,
+    gamma,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Put sums of COUNT classes, of program (k, s, n), into partial `[5, N, chunks · COUNT, S, BLOCK / 2]`.
+
+    The rows are pixels, kept, intersection, cross_entropy and focal; the grid is (chunks of classes, S, N). A program
+    returns at once where `settled` is given and not 0.
+    """
+    if settled is not None:
+        if tl.load(settled) != 0:
+            return
+    k, s, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = n.to(tl.int64) * pixels
+    none = zeros_of(COUNT, BLOCK // 2)
+    sums = (none, none, none, none, none)
+    wrong = tl.zeros([BLOCK], tl.int32)
+    for start in range(s * BLOCK, pixels, tl.num_programs(1) * BLOCK):
+        p = start + tl.arange(0, BLOCK)
+        inside = p < pixels
+        label, is_wrong = read_labels(target, first + p, inside, ignore_index, num_classes)
+        wrong |= is_wrong.to(tl.int32)
+        valid = label >= 0
+        loss = tl.load(losses + first + p, mask=valid, other=0.0)
+        count, kept = read_weights(weight, keep, first + p, valid)
+        focal = power_of(q_of(loss), exponent_of(gamma, gammas, label)) * loss
+        values = (count, kept, tl.exp2(-1.4426950408889634 * loss) * count, loss * kept, focal * kept)
+        added = ()
+        for row in tl.static_range(5):
+            added = added + (add_at_label(sums[row], label - k * COUNT, values[row], COUNT, BLOCK),)
+        sums = added
+    lanes = tl.num_programs(1).to(tl.int64) * (BLOCK // 2)
+    stride = tl.num_programs(2) * tl.num_programs(0) * COUNT * lanes
+    place = partial + (n.to(tl.int64) * tl.num_programs(0) + k) * COUNT * lanes + s * (BLOCK // 2)
+    for row in tl.static_range(5):
+        store_sums(place + row * stride, sums[row], COUNT, BLOCK // 2, lanes)
+    if tl.sum(wrong) > 0:  # see triton_columns.forward
+        tl.debug_barrier()
+        tl.store(place, float("nan"))

@@ -1,0 +1,196 @@
+"""The softmax class sums on a GPU: which kernels are launched, and how their sums are put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtrain.kernels import triton_columns, triton_columns_backward, triton_labels, triton_tiles
+from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, columns, tiles
+from segtrain.kernels.request import SUMS, Inputs, Request
+from segtrain.kernels.triton_inputs import Read, options, power_of_two, total, wanted_bits
+from segtrain.kernels.triton_ranks import Mined
+
+OVER_CLASSES = ("probability", "squared_probability", "log_mass")  # the sums in which every class has a share
+COUNTS = ("pixels", "kept")
+LOG_MASS = 1 << SUMS.index("log_mass")
+BY_LABEL = ("pixels", "kept", "intersection", "cross_entropy", "focal")  # rows of `triton_labels.forward`
+
+
+def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the wanted sums `[K, N, C]`, the counts (pixels, kept) `[2, N, C]`, both float64, and the mined mask.
+
+    The mask is bool in the shape of the target where `request.mining` says so, else empty. Labels are not checked, as
+    that would wait for the device: pixels whose label is out of range count nowhere, and make the counts NaN.
+    """
+    read = Read.prepare(inputs, request)
+    rule, num_classes = request.rule, read.logits.shape[1]
+    mined = None if rule is None else Mined.prepare(rule, read.target)
+    wanted = wanted_bits(request, SUMS)
+    if not read.logits.numel():
+        sums = dict.fromkeys(
+            (*COUNTS, *SUMS), torch.zeros(read.logits.shape[:2], dtype=torch.float64, device=read.logits.device)
+        )
+    elif num_classes <= FEW_CLASSES:
+        sums = _few(read, request, wanted, mined)
+    else:
+        sums = _many(read, request, wanted, mined)
+    mask = inputs.target.new_empty(0, dtype=torch.bool) if mined is None else mined.mask.view(torch.bool)
+    stacked = [sums[name] for name in request.wanted]
+    counts = torch.stack([sums[name] for name in COUNTS])
+    return torch.stack(stacked) if stacked else counts[:0], counts, mask
+
+
+def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
+    """Return the gradient of the logits, in their type and layout, given that of the sums, float64 `[K, N, C]`."""
+    read = Read.prepare(inputs, request)
+    result = torch.empty_like(read.logits)
+    num_classes = read.logits.shape[1]
+    few = num_classes <= FEW_CLASSES
+    launch = columns(num_classes, channels_last=read.last) if few else tiles(power_of_two(num_classes))
+    kernel = triton_columns_backward.backward if few else triton_tiles.backward
+    if result.numel():
+        kernel[(read.programs(launch), len(result))](
+            **_tensors(read),
+            **_settings(read, request),
+            gammas=read.gammas,
+            grads=(grads * request.scale).float(),
+            result=result,
+            gamma=read.gamma,
+            C=num_classes,
+            WIDTH=power_of_two(num_classes),
+            WANTED=wanted_bits(request, SUMS),
+            BLOCK=launch.block,
+            **options(launch),
+        )
+    like = torch.empty_like(inputs.logits)
+    return result if like.stride() == result.stride() else like.copy_(result)
+
+
+def _few(read: Read, request: Request, wanted: int, mined: Mined | None) -> dict[str, Tensor]:
+    """Return the sums of few classes by name."""
+    sums = _columns(read, request, wanted, mined=mined)
+    if mined is None:
+        return sums
+    num_classes = read.logits.shape[1]
+    settled = mined.finish(read.target, ignore_index=request.ignore_index, sigmoid=False, num_classes=num_classes)
+    kept = replace(read, keep=mined.mask)
+    again = _by_label(kept, request, mined.losses, settled=settled)
+    if wanted & LOG_MASS:
+        again |= {"log_mass": _columns(kept, request, LOG_MASS, settled=settled)["log_mass"]}
+    return {name: _chosen(settled, value, again.get(name)) for name, value in sums.items()}
+
+
+def _many(read: Read, request: Request, wanted: int, mined: Mined | None) -> dict[str, Tensor]:
+    """Return the sums of many classes by name."""
+    losses = torch.empty(read.target.shape, dtype=torch.float32, device=read.logits.device)
+    if mined is None:
+        return _tiles(read, request, wanted, losses=losses) | _by_label(read, request, losses)
+    sums = _tiles(read, request, wanted & ~LOG_MASS, losses=mined.losses, mined=mined)
+    num_classes = read.logits.shape[1]
+    mined.finish(read.target, ignore_index=request.ignore_index, sigmoid=False, num_classes=num_classes)
+    kept = replace(read, keep=mined.mask)
+    if wanted & LOG_MASS:
+        sums |= _tiles(kept, request, LOG_MASS)
+    return sums | _by_label(kept, request, mined.losses)
+
+
+def _chosen(settled: Tensor, first: Tensor, again: Tensor | None) -> Tensor:
+    """Return what the read summed, or where the threshold was not enough the sums that were made again."""
+    return first if again is None else torch.where(settled != 0, first, again)
+
+
+def _columns(
+    read: Read, request: Request, wanted: int, *, mined: Mined | None = None, settled: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Read the logits: the counts and the wanted sums, of the pixels that a threshold keeps where there is `mined`."""
+    images, num_classes = read.logits.shape[:2]
+    launch = columns(num_classes, channels_last=read.last)
+    names = (*COUNTS, *(name for index, name in enumerate(SUMS) if wanted >> index & 1))
+    programs = read.programs(launch)
+    partial = read.partial(len(names), num_classes, programs * launch.block // 2)
+    triton_columns.forward[(programs, images)](
+        **_tensors(read),
+        **_settings(read, request),
+        **_mining(mined),
+        gammas=read.gammas,
+        gamma=read.gamma,
+        partial=partial,
+        losses=None if mined is None else mined.losses,
+        settled=settled,
+        C=num_classes,
+        WIDTH=power_of_two(num_classes),
+        WANTED=wanted,
+        BLOCK=launch.block,
+        **options(launch),
+    )
+    return dict(zip(names, total(partial).unbind(), strict=True))
+
+
+def _tiles(
+    read: Read, request: Request, wanted: int, *, losses: Tensor | None = None, mined: Mined | None = None
+) -> dict[str, Tensor]:
+    """Read the logits: the wanted ones of the sums over all classes; write the losses where there are."""
+    images, num_classes = read.logits.shape[:2]
+    launch = tiles(power_of_two(num_classes))
+    names = tuple(name for index, name in enumerate(SUMS) if wanted >> index & 1 and name in OVER_CLASSES)
+    programs = read.programs(launch)
+    partial = read.partial(len(names), num_classes, programs * launch.block)
+    triton_tiles.forward[(programs, images)](
+        **_tensors(read),
+        **_settings(read, request),
+        **_mining(mined),
+        partial=partial,
+        losses=losses,
+        settled=None,
+        C=num_classes,
+        WIDTH=power_of_two(num_classes),
+        WANTED=wanted,
+        BLOCK=launch.block,
+        **options(launch),
+    )
+    return dict(zip(names, total(partial).unbind(), strict=True))
+
+
+def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the counts and the sums by label from the losses; of those that mining changes alone, with `settled`."""
+    images, num_classes = read.logits.shape[:2]
+    chunks = -(-num_classes // LABEL_CLASSES)
+    programs = read.programs(LABELS)
+    partial = read.partial(len(BY_LABEL), chunks * LABEL_CLASSES, programs * LABELS.block // 2)
+    triton_labels.forward[(chunks, programs, images)](
+        losses,
+        read.target,
+        read.weight,
+        read.keep,
+        read.gammas,
+        partial,
+        settled,
+        pixels=read.pixels,
+        num_classes=num_classes,
+        ignore_index=request.ignore_index,
+        gamma=read.gamma,
+        COUNT=LABEL_CLASSES,
+        BLOCK=LABELS.block,
+        **options(LABELS),
+    )
+    sums = dict(zip(BY_LABEL, total(partial)[..., :num_classes].unbind(), strict=True))
+    return sums if settled is None else {name: sums[name] for name in ("kept", "cross_entropy", "focal")}
+
+
+def _tensors(read: Read) -> dict[str, Any]:
+    names = ("logits", "target", "shift", "margin", "weight", "keep")
+    return {name: getattr(read, name) for name in names}
+
+
+def _settings(read: Read, request: Request) -> dict[str, Any]:
+    return {**read.where(), "ignore_index": request.ignore_index, "factor": read.factor}
+
+
+def _mining(mined: Mined | None) -> dict[str, Any]:
+    if mined is None:
+        return {"mask": None, "counts": None, "cut": 0.0}
+    return {"mask": mined.mask, "counts": mined.counts, "cut": mined.cut}
