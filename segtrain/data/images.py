@@ -125,8 +125,8 @@ def decode_pixels(data: bytes, header: Header, path: Path) -> AnyArray:
     """The pixels of an image file as OpenCV stores them (BGR), [H, W] or [H, W, C]; raises FileProblem."""
     if header.kind == "TIFF" and header.bits == 8 and header.mode in ("L", "RGB", "RGBA"):
         # OpenCV multiplies these colours by alpha, and fails with some tiles.
-        pixels = decode_with_pillow(data, path)
-        return pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
+        stored = decode_with_pillow(data, path)
+        return stored if stored.ndim == 2 else stored[:, :, [2, 1, 0, *range(3, stored.shape[2])]]
     try:
         # IMREAD_UNCHANGED keeps 16 bits and alpha, and never applies EXIF orientation.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from io import SEEK_END
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, BANDS = 256, 257, 258, 259, 262, 274, 277
 STRIPS, TILES = (273, 279), (324, 325)  # offsets and byte counts
@@ -96,7 +96,7 @@ def _read_directory(stream: BinaryIO, start: int, *, order: str, big: bool, size
     return tags, following
 
 
-def _unpack(stream: BinaryIO, form: str) -> tuple[int, ...]:
+def _unpack(stream: BinaryIO, form: str) -> tuple[Any, ...]:
     return struct.unpack(form, stream.read(struct.calcsize(form)))
 
 
