@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segtrain.kernels import confusion_cpu
 from segtrain.kernels.confusion_cpu import class_dtype
+from segtrain.kernels.triton_available import triton_reason, warn_of_fallback
 from segtrain.kernels.upsample import CoarseLogits, Size, enlarge, strips
 
 
@@ -85,6 +86,13 @@ def confusion_counts(
     with torch.autocast(values.device.type, enabled=False):
         if values.device.type == "cpu":
             return _on_cpu(values.detach(), target, shift, covers, num_classes, ignore_index, with_prediction)
+        reason = triton_reason(values.device)
+        if reason is None:
+            from segtrain.kernels import triton_confusion
+
+            return triton_confusion.count(values, target, shift, covers, num_classes, ignore_index, with_prediction)
+        if values.is_cuda:
+            warn_of_fallback(reason)
         return plain_counts(values, target, shift, covers, num_classes, ignore_index, with_prediction)
 
 

@@ -90,7 +90,7 @@ def enlarge(coarse: Tensor, strip: Strip, *, size: Size, width: int) -> Tensor:
     """
     part = coarse[strip.images]
     dtype = torch.promote_types(part.dtype, torch.float32)
-    rows = _taps(part.shape[2], size[0]).part(strip.rows)
+    rows = taps(part.shape[2], size[0]).part(strip.rows)
     weight = _tensor(rows.weight, part.device, dtype).view(-1, 1)
     upper = part.index_select(2, _tensor(rows.first, part.device)).to(dtype)
     lower = part.index_select(2, _tensor(rows.second, part.device)).to(dtype)
@@ -119,22 +119,24 @@ def add_adjoint(grad: Tensor, strip: Strip, *, size: Size, out: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Taps:
+class Taps:
     """For each place of the large axis the two of the small one that it lies between, and the weight of the second."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     weight: NDArray[np.float64]
 
-    def part(self, places: slice) -> _Taps:
-        return _Taps(self.first[places], self.second[places], self.weight[places])
+    def part(self, places: slice) -> Taps:
+        """Return those of some places of the large axis."""
+        return Taps(self.first[places], self.second[places], self.weight[places])
 
 
 @lru_cache(maxsize=64)
-def _taps(small: int, large: int) -> _Taps:
+def taps(small: int, large: int) -> Taps:
+    """Return where the places of an axis of length `large` lie on one of length `small`: corners not aligned."""
     place = np.maximum((np.arange(large) + 0.5) * (small / large) - 0.5, 0.0)
     first = np.minimum(place.astype(np.int64), small - 1)
-    return _Taps(first, np.minimum(first + 1, small - 1), place - first)
+    return Taps(first, np.minimum(first + 1, small - 1), place - first)
 
 
 class _Block(NamedTuple):
@@ -146,12 +148,12 @@ class _Block(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _block(small: int, large: int, begin: int, end: int) -> _Block:
-    taps = _taps(small, large).part(slice(begin, end))
-    low, high = int(taps.first[0]), int(taps.second[-1]) + 1
+    near = taps(small, large).part(slice(begin, end))
+    low, high = int(near.first[0]), int(near.second[-1]) + 1
     matrix = np.zeros((high - low, end - begin))
     run = np.arange(end - begin)
-    np.add.at(matrix, (taps.first - low, run), 1 - taps.weight)
-    np.add.at(matrix, (taps.second - low, run), taps.weight)
+    np.add.at(matrix, (near.first - low, run), 1 - near.weight)
+    np.add.at(matrix, (near.second - low, run), near.weight)
     return _Block(slice(low, high), matrix)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.request import SUMS
+from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
 from segtrain.losses.class_sums import Activation, ClassSums, check_inputs, class_sums
@@ -38,6 +39,8 @@ def class_sums_of(
     """
     if isinstance(logits, CoarseLogits) and logits.values.shape[-2:] == logits.shape[-2:]:
         logits = logits.values
+    elif isinstance(logits, CoarseLogits) and logits.values.is_cuda and triton_reason(logits.device) is not None:
+        logits = logits.full()  # no operator takes strips here: what stands in on such a GPU wants them whole
     if isinstance(logits, Tensor):
         return class_sums(
             logits,
