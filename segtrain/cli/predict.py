@@ -35,14 +35,21 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite:
         check_outputs(sources, args.out)
     loaded, config = open_run(args, overrides=args.overrides)
+    if config.data.multi_label and not args.overwrite:
+        check_outputs(sources, args.out, class_names=config.data.class_names)
     predictor = Predictor.from_config(
-        config, model=loaded.model, normalize=loaded.normalize, frequencies=loaded.frequencies
+        config,
+        model=loaded.model,
+        normalize=loaded.normalize,
+        frequencies=loaded.frequencies,
+        thresholds=loaded.thresholds,
     )
     written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
     console = make_console()
-    say(
-        console, f"{written} images, in {args.out}: index/ (class numbers), palette/ (colours), overlay/ (on the image)"
-    )
-    if config.data.label_map is not None:
+    kinds = "index/ (class numbers), palette/ (colours), overlay/ (on the image)"
+    if config.data.multi_label:
+        kinds = "labels/<class>/ (255 where it is present), overlay/ (on the image)"
+    say(console, f"{written} images, in {args.out}: {kinds}")
+    if config.data.label_map is not None and not config.data.multi_label:
         say(console, "index/ holds the class numbers of classes.json, not the mask values of data.label_map")
     return 0

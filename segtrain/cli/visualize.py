@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         classes=classes,
         frequencies=loaded.frequencies,
+        thresholds=loaded.thresholds,
         num_worst=args.worst,
     )
     out = args.out or loaded.folder / "visualization" / args.split

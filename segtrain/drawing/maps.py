@@ -57,6 +57,22 @@ def overlay(
     return np.where(known[:, :, None], mixed, shown).astype(np.uint8)
 
 
+def overlay_labels(
+    image: npt.NDArray[Any], labels: ClassMap, *, colors: Picture, classes: Sequence[int], alpha: float = 0.5
+) -> Picture:
+    """Return the image under the colours of classes that may overlap, their mean where several are present.
+
+    labels: [K, h, w], present where 1. classes: which of them are drawn. alpha: weight of the colours, 0 to 1.
+    """
+    shown = to_display(image)
+    _check_size(shown, labels[0])
+    present = labels[list(classes)] == 1
+    count = present.sum(axis=0)
+    painted = np.tensordot(present.astype(np.float32), colors[list(classes)].astype(np.float32), axes=(0, 0))
+    mixed = shown * (1 - alpha) + painted / np.maximum(count, 1)[:, :, None] * alpha
+    return np.where(count[:, :, None] > 0, np.rint(mixed), shown).astype(np.uint8)
+
+
 def error_codes(target: ClassMap, prediction: ClassMap, *, classes: Sequence[int], ignore_index: int = 255) -> Picture:
     """Return what happened to the named classes at each pixel, uint8 [H, W]: an index of ERROR_NAMES.
 

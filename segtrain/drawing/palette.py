@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from segtrain.config.data import DataConfig
+
 Color = tuple[int, int, int]
 
 # A quiet gray for class 0, which is most often the background, then the set of Okabe and Ito
@@ -41,6 +43,17 @@ def palette(num_classes: int, colors: Sequence[Color | None] | None = None) -> n
     fresh = iter(_distinct(missing, taken) if missing else [])
     chosen = [next(fresh) if color is None else color for color in wished]
     return np.array(chosen, dtype=np.uint8).reshape(num_classes, 3)
+
+
+def class_palette(data: DataConfig) -> npt.NDArray[np.uint8]:
+    """Return the colours of the classes of a data section, uint8 [C, 3].
+
+    The gray that class 0 gets as a background is passed over where classes are a yes or no each: none is one there.
+    """
+    colors = [entry.color for entry in data.classes]
+    if not data.multi_label:
+        return palette(len(colors), colors)
+    return palette(len(colors) + 1, [FIRST_COLORS[0], *colors])[1:]
 
 
 def _distinct(count: int, taken: Sequence[Color]) -> list[Color]:

@@ -60,7 +60,7 @@ def panel(
     classes: the named classes (numbers) of the error map. Small pictures are enlarged and large ones shrunk by
     whole factors; named classes and errors survive shrinking.
     """
-    image = _resized(to_display(image), target.shape)
+    image = fit(to_display(image), target.shape)
     codes = error_codes(target, prediction, classes=classes, ignore_index=ignore_index)
     found = np.union1d(target, prediction)
     present = [index for index in range(len(class_names)) if index in found]
@@ -69,22 +69,22 @@ def panel(
         target = shrink_classes(target, factor, keep=classes)
         prediction = shrink_classes(prediction, factor, keep=classes)
         codes = shrink_codes(codes, factor)
-        image = _resized(image, codes.shape)
+        image = fit(image, codes.shape)
     target_colors = colorize(target, colors, ignore_index=ignore_index)
     tiles = [image, target_colors, colorize(prediction, colors, ignore_index=ignore_index), paint_errors(image, codes)]
     scale = max(1, -(-SMALLEST_SIDE // max(codes.shape)))
-    row = _row([tile.repeat(scale, axis=0).repeat(scale, axis=1) for tile in tiles])
-    entries = [LegendEntry(_rgb(colors[index]), class_names[index]) for index in present]
+    row = tile_row([tile.repeat(scale, axis=0).repeat(scale, axis=1) for tile in tiles])
+    entries = [LegendEntry(rgb(colors[index]), class_names[index]) for index in present]
     if (target == ignore_index).any():
         entries.append(LegendEntry((0, 0, 0), "ignored"))
     errors = [LegendEntry(ERROR_COLORS[code], ERROR_NAMES[code]) for code in (1, 3, 2)]
     named = ", ".join(class_names[index] for index in classes)
-    size = _text_size(row.shape[1])
-    parts = [_line(caption, row.shape[1], size=size)] if caption else []
-    parts += [_headings(row.shape[1], size=size), row]
+    size = text_size(row.shape[1])
+    parts = [text_line(caption, row.shape[1], size=size)] if caption else []
+    parts += [headings(row.shape[1], size=size), row]
     parts.append(legend(entries, row.shape[1], title="classes:", size=size))
     parts.append(legend(errors, row.shape[1], title=f"error, of {shorten(named, 60)}:", size=size))
-    return np.concatenate([*parts, _blank(GAP, row.shape[1])])
+    return np.concatenate([*parts, blank(GAP, row.shape[1])])
 
 
 def legend(entries: Sequence[LegendEntry], width: int, *, title: str = "", size: int = 14) -> Picture:
@@ -105,7 +105,7 @@ def legend(entries: Sequence[LegendEntry], width: int, *, title: str = "", size:
             left, top = GAP, top + step
         places.append((left, top))
         left += item_width + 2 * GAP
-    canvas = Image.fromarray(_blank(top + step, width))
+    canvas = Image.fromarray(blank(top + step, width))
     draw = ImageDraw.Draw(canvas)
     for (color, name), (x, y) in zip(items, places, strict=True):
         if color is not None:
@@ -115,7 +115,8 @@ def legend(entries: Sequence[LegendEntry], width: int, *, title: str = "", size:
     return np.asarray(canvas)
 
 
-def _resized(image: Picture, shape: tuple[int, ...]) -> Picture:
+def fit(image: Picture, shape: tuple[int, ...]) -> Picture:
+    """Return the picture at the size of `shape` [h, w]."""
     if image.shape[:2] == shape[:2]:
         return image
     smaller = shape[0] * shape[1] < image.shape[0] * image.shape[1]
@@ -123,33 +124,39 @@ def _resized(image: Picture, shape: tuple[int, ...]) -> Picture:
     return np.asarray(resized, dtype=np.uint8)
 
 
-def _rgb(color: Picture) -> tuple[int, int, int]:
+def rgb(color: Picture) -> tuple[int, int, int]:
+    """Return a colour as plain numbers."""
     return int(color[0]), int(color[1]), int(color[2])
 
 
-def _blank(height: int, width: int) -> Picture:
+def blank(height: int, width: int) -> Picture:
+    """Return an empty part of a panel."""
     return np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
 
 
-def _row(tiles: Sequence[Picture]) -> Picture:
-    between = _blank(tiles[0].shape[0], GAP)
+def tile_row(tiles: Sequence[Picture]) -> Picture:
+    """Return pictures of one size side by side, with gaps around each."""
+    between = blank(tiles[0].shape[0], GAP)
     pieces = [piece for tile in tiles for piece in (between, tile)]
     return np.concatenate([*pieces, between], axis=1)
 
 
-def _text_size(width: int) -> int:
+def text_size(width: int) -> int:
+    """Return the height of the text in a panel of this width, in pixels."""
     return max(13, min(40, width // 95))
 
 
-def _line(text: str, width: int, *, size: int) -> Picture:
-    canvas = Image.fromarray(_blank(size + GAP, width))
+def text_line(text: str, width: int, *, size: int) -> Picture:
+    """Return one line of text, cut where it does not fit."""
+    canvas = Image.fromarray(blank(size + GAP, width))
     cut = shorten_to_width(text, size, width - 2 * GAP)
     ImageDraw.Draw(canvas).text((GAP, GAP // 2), cut, fill=INK, font=font(size))
     return np.asarray(canvas)
 
 
-def _headings(width: int, *, size: int) -> Picture:
-    canvas = Image.fromarray(_blank(size + GAP, width))
+def headings(width: int, *, size: int) -> Picture:
+    """Return the line above the tiles."""
+    canvas = Image.fromarray(blank(size + GAP, width))
     draw = ImageDraw.Draw(canvas)
     step = (width - GAP) // len(HEADINGS)
     for position, heading in enumerate(HEADINGS):

@@ -198,10 +198,10 @@ def _count(
             found = torch.cat([predictor.decide(resize_logits(one[None], size)).cpu() for one in logits])
             confusion.update(found, targets)
         else:
-            logits = predictor.read_logits(images)
-            _show(watchers, logits, targets.to(logits.device))
+            read = predictor.read_logits(images)
+            _show(watchers, read, targets.to(read.device))
             # of logits below the size of the masks each strip is enlarged while it is read: no large logits exist
-            found = confusion.update_and_predict(logits, targets, shift=predictor.shift, size=size).cpu()
+            found = confusion.update_and_predict(read, targets, shift=predictor.shift, size=size).cpu()
         predictions.update(zip(positions, found, strict=True))
     return [predictions[position] for position in range(len(items))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,15 @@ from segtrain.data.headers import SUFFIXES
 from segtrain.data.images import read_image
 from segtrain.data.problems import FileProblem
 from segtrain.data.transforms import resize_image
-from segtrain.drawing import colorize, overlay, palette
+from segtrain.drawing import class_palette, colorize, overlay
+from segtrain.engine import label_files
 from segtrain.engine.predict import Predictor
 from segtrain.errors import DataError, listing
 from segtrain.files import write_json, write_whole
 
 JPEG_QUALITY = 90
 OUTPUTS = ("index", "palette", "overlay")
+OWN_FOLDERS = (*OUTPUTS, label_files.FOLDER)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
         if path.is_dir():
             found = _images_below(path, out)
             if not found:
-                own = f"; what lies in {' '.join(OUTPUTS)} of {out} is left out, as output of this command"
+                own = f"; what lies in {' '.join(OWN_FOLDERS)} of {out} is left out, as output of this command"
                 raise DataError(f"{path}: no images in this folder; looked for {' '.join(SUFFIXES)}{own}")
         elif path.is_file():
             found = [Source(path, path.stem)]
@@ -74,7 +76,7 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
 
 def _images_below(folder: Path, out: Path) -> list[Source]:
     # `out` may be this folder, or lie in it: a second run must not take the masks of the first for images.
-    own = [(out / name).resolve() for name in OUTPUTS]
+    own = [(out / name).resolve() for name in OWN_FOLDERS]
     paths = [
         path for path in sorted(image_files(folder)) if not any(path.resolve().is_relative_to(output) for output in own)
     ]
@@ -96,9 +98,16 @@ def _check_names(sources: Sequence[Source]) -> None:
         )
 
 
-def check_outputs(sources: Sequence[Source], out: Path) -> None:
-    """Raise DataError, naming them, if any file that would be written exists."""
+def check_outputs(sources: Sequence[Source], out: Path, *, class_names: Sequence[str] | None = None) -> None:
+    """Raise DataError, naming them, if any file that would be written exists.
+
+    class_names: of classes that may overlap, each of which gets a file of its own; None: one class for each pixel.
+    """
     wanted = [path for source in sources for path in source.outputs(out)]
+    if class_names is not None:
+        wanted = [
+            path for source in sources for path in label_files.label_paths(source.name, out, class_names).values()
+        ]
     existing = [str(path) for path in [*wanted, out / "classes.json", out / "manifest.json"] if path.exists()]
     if existing:
         advice = "nothing was written; choose another --out, or replace them with --overwrite"
@@ -112,25 +121,35 @@ def write_predictions(
 
     Each image gets an index PNG (class numbers, 8 bits, 16 above 256 classes), a palette PNG (the same with the
     classes' colours; RGB above 256 classes) and an overlay JPEG, all at its own stored size: EXIF orientation is
-    not applied, as in training.
+    not applied, as in training. Where classes may overlap, each has a grey PNG of its own, 255 where it is present, and
+    the overlay shows them all; see `segtrain.engine.label_files`.
 
     Raises:
         DataError: images that could not be read, all in one message, after the others have been written.
     """
-    colors = palette(len(config.data.classes), [entry.color for entry in config.data.classes])
+    colors = class_palette(config.data)
     problems: list[str] = []
     entries: list[dict[str, Any]] = []
-    write_json(out / "classes.json", describe_classes(config, colors))
+    names = config.data.class_names
+    several = config.data.multi_label
+    about = label_files.describe_labels(names, colors) if several else describe_classes(config, colors)
+    write_json(out / "classes.json", about)
     with progress("predicting", len(sources)) as advance:
         for batch in _batches(sources, config, predictor.batch_size, problems):
             predictions = _predict(batch, config, predictor)
             for (source, image), prediction in zip(batch, predictions, strict=True):
-                _write_masks(source.outputs(out), image, prediction, colors)
-                entries.append(_entry(source, image.shape[:2], out))
+                labels = label_files.label_paths(source.name, out, names) if several else None
+                files = _write_masks(source.outputs(out), image, prediction, colors=colors, labels=labels)
+                entries.append(_entry(source, image.shape[:2], files, out))
                 advance(1)
     write_json(
         out / "manifest.json",
-        {"checkpoint": str(checkpoint), "prior_tau": config.evaluate.prior_tau, "images": entries},
+        {
+            "checkpoint": str(checkpoint),
+            "prior_tau": config.evaluate.prior_tau,
+            "thresholds": None if predictor.thresholds is None else dict(zip(names, predictor.thresholds, strict=True)),
+            "images": entries,
+        },
     )
     if problems:
         done = f"the other {len(entries)} were written" if entries else "nothing was written"
@@ -189,9 +208,15 @@ def _write_masks(
     paths: tuple[Path, Path, Path],
     image: npt.NDArray[Any],
     prediction: npt.NDArray[Any],
+    *,
     colors: npt.NDArray[np.uint8],
-) -> None:
+    labels: Mapping[str, Path] | None,
+) -> dict[str, Any]:
+    """Write the pictures of one image, and return their paths as the manifest names them; `labels` are by class."""
     index_path, palette_path, overlay_path = paths
+    if labels is not None:
+        label_files.write_labels(list(labels.values()), overlay_path, image, prediction, colors=colors)
+        return {"labels": labels, "overlay": overlay_path}
     if len(colors) <= 256:
         index = Image.fromarray(prediction.astype(np.uint8))
         painted = index.copy()
@@ -203,6 +228,7 @@ def _write_masks(
     write_whole(index_path, _encoded(index, "PNG"))
     write_whole(palette_path, _encoded(painted, "PNG"))
     write_whole(overlay_path, _encoded(mixed, "JPEG", quality=JPEG_QUALITY))
+    return dict(zip(OUTPUTS, paths, strict=True))
 
 
 def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -211,15 +237,21 @@ def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _entry(source: Source, size: tuple[int, ...], out: Path) -> dict[str, Any]:
+def _below(files: Any, out: Path) -> Any:
+    """The paths below `out`, as text, of one file or of several by name."""
+    if isinstance(files, Mapping):
+        return {key: _below(path, out) for key, path in files.items()}
+    return files.relative_to(out).as_posix()
+
+
+def _entry(source: Source, size: tuple[int, ...], files: Mapping[str, Any], out: Path) -> dict[str, Any]:
     with source.path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    files = dict(zip(OUTPUTS, source.outputs(out), strict=True))
     return {
         "name": source.name,
         "source": str(source.path),
         "sha256": digest,
         "height": size[0],
         "width": size[1],
-        **{key: path.relative_to(out).as_posix() for key, path in files.items()},
+        **_below(files, out),
     }

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segtrain.config import Config
-from segtrain.drawing import palette, panel
+from segtrain.drawing import class_palette, panel_of
 from segtrain.tracking import Tracker
 
 
@@ -45,14 +45,14 @@ class ValidationImages:
         self._config = config
         self._names = {index: names[index] for index in indices}
         self._rare = rare
-        self._colors = palette(len(config.data.classes), [entry.color for entry in config.data.classes])
+        self._colors = class_palette(config.data)
         self._panels: dict[int, NDArray[np.uint8]] = {}
 
     def take(self, index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         """Draw sample `index` if it is a chosen one; the signature of `evaluate`'s on_image."""
         if index not in self._names:
             return
-        self._panels[index] = panel(
+        self._panels[index] = panel_of(
             image.permute(1, 2, 0).numpy(),
             target.numpy(),
             prediction.numpy(),

@@ -15,13 +15,13 @@ from PIL import Image
 from segtrain.config import Config
 from segtrain.console import make_console, progress, say
 from segtrain.data.dataset import EvalDataset
-from segtrain.drawing import ERROR_COLORS, ERROR_NAMES, palette, panel
+from segtrain.drawing import ERROR_COLORS, ERROR_NAMES, class_palette, panel_of
 from segtrain.files import write_json, write_whole
 from segtrain.report.worst import Worst, WorstImage
 
 ERROR_MEANINGS = {
     "hit": "the class is there, and was found",
-    "missed": "the class is there, and was taken for another",
+    "missed": "the class is there, and was not found",
     "invented": "the class was predicted, and is not there",
 }
 RECORD = "panels.json"
@@ -59,11 +59,11 @@ def describe(image: WorstImage) -> str:
 
 def _write_panel(path: Path, image: WorstImage, worst: Worst, *, data: EvalDataset, config: Config) -> tuple[int, int]:
     pixels, target = data.read(image.index)
-    picture = panel(
+    picture = panel_of(
         pixels,
         target,
         image.prediction,
-        colors=palette(len(config.data.classes), [entry.color for entry in config.data.classes]),
+        colors=class_palette(config.data),
         class_names=config.data.class_names,
         classes=worst.classes,
         caption=describe(image),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from segtrain.config import Config
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset
-from segtrain.engine.evaluate import evaluate
+from segtrain.engine.evaluate import evaluate, make_confusion
 from segtrain.errors import ConfigError, DataError, suggest
-from segtrain.metrics import ConfusionMatrix, tail_classes
+from segtrain.metrics import MultiLabelConfusion, tail_classes
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class WorstImage:
     num_wrong: int
     packed: bytes
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @property
     def prediction(self) -> npt.NDArray[Any]:
-        """The predicted classes, [H, W]."""
+        """The predicted classes, [H, W]; of multi-label data which are present, [K, H, W]."""
         return np.frombuffer(zlib.decompress(self.packed), dtype=self.dtype).reshape(self.shape)
 
     @property
@@ -115,13 +115,14 @@ def find_worst(
     classes: Sequence[int],
     num_worst: int,
     frequencies: ClassFrequencies | None = None,
+    thresholds: Mapping[str, float] | None = None,
     show_progress: bool = True,
 ) -> Worst:
     """Evaluate `data` and return the images with the lowest IoU over the named classes; ties: most wrong pixels first.
 
     An image counts if any of the classes is in its target or predicted where the target is not ignored. Its IoU is the
     mean over these classes: a class that is predicted but absent from the target has IoU 0. `frequencies` are those of
-    the training data, which config.evaluate.prior_tau needs.
+    the training data, which config.evaluate.prior_tau needs; `thresholds` were chosen on val, for tune_thresholds.
 
     Raises:
         DataError: no image holds any of the classes, and none was predicted to.
@@ -134,6 +135,7 @@ def find_worst(
         data=data,
         split=split,
         frequencies=frequencies,
+        thresholds=thresholds,
         on_image=keeper.take,
         show_progress=show_progress,
     )
@@ -168,15 +170,15 @@ class _Keeper:
     def take(self, index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
         """Keep the image if it is among the worst so far; the signature of `evaluate`'s on_image."""
         names = self._config.data.class_names
-        confusion = ConfusionMatrix(len(names), ignore_index=self._config.data.ignore_index)
+        confusion = make_confusion(self._config)
         confusion.update(prediction[None], target[None])
         each = confusion.iou()
         concerned = [number for number in self._classes if not each[number].isnan()]  # in target or prediction
         if not concerned:
             return
         self.num_concerned += 1
-        matrix = confusion.matrix
-        wrong = matrix.sum(dim=0) + matrix.sum(dim=1) - 2 * matrix.diagonal()
+        hits = confusion.hits if isinstance(confusion, MultiLabelConfusion) else confusion.matrix.diagonal()
+        wrong = confusion.support + confusion.predicted - 2 * hits
         iou, num_wrong = float(each[concerned].mean()), int(wrong[concerned].sum())
         name = self._data.samples[index].name
         if len(self.images) == self._num_worst and (iou, -num_wrong, name) > self.images[-1].rank:
@@ -191,7 +193,7 @@ class _Keeper:
             num_wrong=num_wrong,
             packed=zlib.compress(classes.tobytes(), 1),
             dtype=classes.dtype.str,
-            shape=(classes.shape[0], classes.shape[1]),
+            shape=classes.shape,
         )
         bisect.insort(self.images, kept, key=lambda one: one.rank)
         del self.images[self._num_worst :]
