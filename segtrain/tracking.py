@@ -19,6 +19,7 @@ from segtrain.errors import SegtrainError
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
+Kind = Literal["train", "val", "exposure"]
 RESERVED_KEYS = frozenset({"step", "epoch", "kind"})
 
 
@@ -49,7 +50,12 @@ class Tracker:
             self._writer = SummaryWriter(str(folder / EVENTS_FOLDER), purge_step=purge_step, flush_secs=20)
 
     def scalars(
-        self, step: int, values: Mapping[str, float], *, kind: Literal["train", "val"], epoch: float | None = None
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        kind: Kind,
+        epoch: float | None = None,
     ) -> None:
         """Report numbers, in TensorBoard as `<kind>/<key>`.
 

@@ -11,6 +11,10 @@ from segtrain.config.per_class import class_numbers, in_class_order
 from segtrain.config.sections import NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Frequencies = Annotated[
+    Literal["natural", "realised"],
+    Field(description="of the training images, or of what training sees of them: after sampling, crops and paste"),
+]
 LIKE = {
     "torch": ("cross_entropy",),
     "smp": ("cross_entropy", "focal", "dice", "tversky"),
@@ -29,6 +33,7 @@ class ClassWeightsConfig(Section):
     beta: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     count: Literal["pixels", "images"] = "images"
     start_epoch: NonNegative = Field(0.0, description="deferred re-weighting: all classes weigh 1 before this epoch")
+    frequencies: Frequencies = "natural"
 
     @model_validator(mode="after")
     def _only_what_the_scheme_uses(self) -> ClassWeightsConfig:
@@ -45,6 +50,8 @@ class ClassWeightsConfig(Section):
             raise ValueError(f"weights belong to scheme: manual, not to {self.scheme}")
         if self.scheme in ("none", "manual") and given & {"power", "max_ratio"}:
             raise ValueError(f"power and max_ratio do not apply to scheme: {self.scheme}")
+        if self.scheme in ("none", "manual") and "frequencies" in given:
+            raise ValueError(f"scheme: {self.scheme} does not go by frequencies: drop frequencies")
         if self.scheme == "none" and "start_epoch" in given:
             raise ValueError("start_epoch defers class weights, and scheme: none has none: drop it")
         if self.scheme != "effective_number" and given & {"beta", "count"}:
@@ -75,6 +82,7 @@ class PriorConfig(Section):
     """Balanced softmax (Ren 2020; tau 1) or logit adjustment (Menon 2021): z + tau log(pi) in the pixel terms."""
 
     tau: Positive = 1.0
+    frequencies: Frequencies = "natural"
 
 
 class MarginConfig(Section):
@@ -82,6 +90,7 @@ class MarginConfig(Section):
 
     max_margin: Positive = Field(0.5, description="margin of the rarest class, in logits")
     scale: Positive = Field(30.0, description="s; 30 is meant for a normalised classifier, 1 leaves the logits")
+    frequencies: Frequencies = "natural"
 
 
 class AuxiliaryConfig(Section):

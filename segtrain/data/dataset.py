@@ -41,6 +41,10 @@ class SegmentationDataset(Dataset[Item]):
         """
         return self.pairs.read(index, seed=seed)
 
+    def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
+        """Read the target alone, as `read` gives it, without decoding the image where that is possible."""
+        return self.pairs.read_target(index, seed=seed)
+
 
 class TrainDataset(SegmentationDataset):
     """Augmented samples; an item's key is (index, seed), and the item depends on nothing else."""
@@ -70,7 +74,10 @@ class TrainDataset(SegmentationDataset):
         """
         super().__init__(samples, data, split=split)
         self.counts = counts
-        self._transform = TrainTransform(data, training=None if counts is None else TrainingSet(counts, self.read))
+        self._transform, self._of_targets = (
+            TrainTransform(data, training=None if counts is None else TrainingSet(counts, read))
+            for read in (self.read, self._without_image)
+        )
         wrong = [c for c in distance_classes or () if not 0 <= c < len(data.classes)]
         if wrong:
             last = len(data.classes) - 1
@@ -99,6 +106,16 @@ class TrainDataset(SegmentationDataset):
             return signed_distance(target, num_classes=num_classes, ignore_index=ignore_index, classes=classes)
         each = [signed_distance(target[c], num_classes=2, ignore_index=ignore_index, classes=[1]) for c in classes]
         return np.concatenate(each)
+
+    def target(self, key: tuple[int, int]) -> AnyArray:
+        """The target of item `key`, for which no image is decoded where that is possible: to count an epoch."""
+        index, seed = key
+        return self._of_targets(*self._without_image(index), seed=seed, index=index)[1]
+
+    def _without_image(self, index: int) -> tuple[AnyArray, AnyArray]:
+        target = self.read_target(index)
+        # a blank image of the same shape: the transforms draw the same numbers
+        return np.zeros((*target.shape[-2:], len(self.data.normalize.mean)), np.uint8), target
 
 
 class EvalDataset(SegmentationDataset):

@@ -37,6 +37,10 @@ class Pairs(ABC):
             FileProblem: the sample cannot be used.
         """
 
+    def read_target(self, index: int, *, seed: int) -> AnyArray:
+        """Return the target alone, as `read` does; sources that can do so leave the image alone."""
+        return self.read(index, seed=seed)[1]
+
     @abstractmethod
     def select(self, indices: Indices) -> Pairs:
         """The pairs at these indices."""
@@ -59,19 +63,24 @@ class FilePairs(Pairs):
     def read(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
         """Read image uint8 or uint16 [H, W, C] and target as stored; see Pairs."""
         sample = self.samples[index]
+        image = self._read_image(sample.image)
+        target = self.read_target(index)
+        if image.shape[:2] != target.shape[-2:]:
+            sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {image.shape[1]}x{image.shape[0]}"
+            raise FileProblem(sample.mask or sample.image, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
+        return image, target
+
+    def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
+        """Read the mask alone; see Pairs."""
+        sample = self.samples[index]
         if sample.mask is None:
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
-        image = self._read_image(sample.image)
         try:
-            target = self.rules.encode(self._read_mask(sample))
+            return self.rules.encode(self._read_mask(sample))
         except FileProblem:
             raise
         except DataError as error:
             raise FileProblem(sample.mask, str(error)) from error
-        if image.shape[:2] != target.shape[-2:]:
-            sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {image.shape[1]}x{image.shape[0]}"
-            raise FileProblem(sample.mask, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
-        return image, target
 
     def select(self, indices: Indices) -> FilePairs:
         """The pairs at these indices."""

@@ -19,6 +19,7 @@ from segtrain.data.loader import Loader
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
+from segtrain.engine.exposure import Exposure
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
 from segtrain.engine.thresholds import TunedThresholds
@@ -58,6 +59,7 @@ class Run:
     sampler: TrainBatchSampler
     loader: Loader[dict[str, Tensor]]
     frequencies: ClassFrequencies
+    exposure: Exposure
     schedule: Schedule
     state: TrainState
     tracker: Tracker
@@ -100,6 +102,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
             "num_samples": len(self.train_data),
+            "exposure": self.exposure.to_dict(),
             "rng": rng_state(self.device),
         }
         averaged = None if self.ema is None else self.ema.module.state_dict()

@@ -23,13 +23,11 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import ScanResult, check_split, frequencies_of
 from segtrain.data.given import GivenPairs, MapDataset, check_given
 from segtrain.data.loader import build_train_loader
-from segtrain.data.sampling import TrainBatchSampler
-from segtrain.data.schemes import build_scheme
 from segtrain.data.sources import FilePairs, Pairs
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
-from segtrain.engine.exposure import count_targets
+from segtrain.engine.exposure import Exposure, count_targets
 from segtrain.engine.fitness import (
     accumulation_note,
     activation_note,
@@ -40,6 +38,8 @@ from segtrain.engine.fitness import (
 )
 from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name, check_val_classes
+from segtrain.engine.order import build_sampler, count_realised
+from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.teacher import check_sight, load_teacher, size_note
@@ -72,9 +72,12 @@ def prepare(
     payload = find_resume(config)
     teacher = None if section is None else load_teacher(config, section, device=device)
     data = _Data.check(config, train_data, val_data, console=console)
+    sampler = build_sampler(config, data.train_counts, data.frequencies, console)
+    realised = None
     if loss is None:
         config = _resolve_loss(config, data.frequencies, console)
-        loss = _build_loss(config, data.frequencies, console)
+        realised = count_realised(config, data.train, data.frequencies, sampler, console)
+        loss = _build_loss(config, data.frequencies, realised, console)
     training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
     check_accumulation(config, training_loss)
     data = data.with_maps(config, getattr(loss, "distance_classes", None), given=isinstance(train_data, TrainDataset))
@@ -87,18 +90,12 @@ def prepare(
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    sampler = TrainBatchSampler(
-        len(data.train),
-        config.train.batch_size,
-        seed=config.seed,
-        scheme=build_scheme(config.data.sampling, data.train_counts, class_names=config.data.class_names),
-        epoch_samples=config.data.sampling.epoch_samples,
-    )
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
     optimizer = build_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     state = TrainState()
+    exposure = Exposure(config.data, data.frequencies, sampler)
     if payload is not None:
         state = restore(
             payload,
@@ -109,7 +106,10 @@ def prepare(
             has_best=(run_folder(config) / FOLDER / "best.pt").is_file(),
             device=device,
         )
+        exposure.load(payload["training"].get("exposure"), batch=schedule.position(state.step)[1])
     folder = make_run_folder(config, fresh=payload is None)
+    if realised is not None:
+        save_realised(realised, config, data.train, folder=folder)
     run = Run(
         config=config,
         folder=folder,
@@ -128,6 +128,7 @@ def prepare(
         sampler=sampler,
         loader=build_train_loader(data.train, sampler, workers=config.data.workers, pin_memory=device.type == "cuda"),
         frequencies=data.frequencies,
+        exposure=exposure,
         schedule=schedule,
         state=state,
         validation_images=data.validation_images(config),
@@ -222,7 +223,9 @@ def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Consol
     return config.model_copy(update={"loss": section})
 
 
-def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> nn.Module:
+def _build_loss(
+    config: Config, frequencies: ClassFrequencies, realised: ClassFrequencies | None, console: Console
+) -> nn.Module:
     assert config.loss != "auto"
     data = config.data
     with warnings.catch_warnings(record=True) as caught:
@@ -233,6 +236,7 @@ def _build_loss(config: Config, frequencies: ClassFrequencies, console: Console)
             ignore_index=data.ignore_index,
             frequencies=frequencies,
             class_names=data.class_names,
+            realised=realised,
         )
     for warning in caught:
         say(console, f"warning: {warning.message}", style="yellow")

@@ -91,6 +91,7 @@ def train(
         with run.tracker, closing(run.loader):
             try:
                 evaluation = _loop(run, stop, console) or _evaluate_best(run, stop)
+                say(console, run.exposure.table())
             except torch.OutOfMemoryError as error:
                 raise SegtrainError(OUT_OF_MEMORY) from error
             except Interrupted:
@@ -126,6 +127,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             window = next(windows)
             waited = time.perf_counter() - waited
             values = make_step(run, window)
+            _count_exposure(run, window)
             meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
             if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
                 raise SegtrainError(_non_finite_message(run, window))
@@ -140,6 +142,14 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
+
+
+def _count_exposure(run: Run, window: list[dict[str, Any]]) -> None:
+    """Count the classes of the targets just seen, and report them at the end of an epoch."""
+    for batch in window:
+        values = run.exposure.add(batch["target"])
+        if values is not None:
+            run.tracker.scalars(run.state.step, values, kind="exposure", epoch=run.schedule.epoch(run.state.step))
 
 
 def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:

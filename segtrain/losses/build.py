@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from segtrain.config.explain import explain
-from segtrain.config.loss import ClassWeightsConfig, LossConfig
+from segtrain.config.loss import ClassWeightsConfig, LossConfig, MarginConfig, PriorConfig
 from segtrain.config.loss_terms import CrossEntropyTerm, DiceTerm
 from segtrain.config.sections import Section
 from segtrain.config.source import node_from_plain
@@ -29,6 +29,7 @@ def build_loss(
     ignore_index: int = 255,
     frequencies: ClassFrequencies | None = None,
     class_names: Sequence[str] | None = None,
+    realised: ClassFrequencies | None = None,
 ) -> SegmentationLoss:
     """Build the loss module from the `loss` section of a configuration.
 
@@ -38,6 +39,7 @@ def build_loss(
         ignore_index: label of the pixels that count nowhere.
         frequencies: of the training data; needed for "auto" and for weights derived from them.
         class_names: in class order, for `manual` weights by name, warnings and the table.
+        realised: frequencies of what training sees, for parts of the loss with `frequencies: realised`.
 
     Raises:
         ConfigError: wrong section, missing frequencies, or frequencies, names or weights that do not fit the classes.
@@ -55,14 +57,16 @@ def build_loss(
     weights = class_weights(
         config.class_weights,
         num_classes=num_classes,
-        frequencies=frequencies,
+        frequencies=_counted(config.class_weights, frequencies, realised, key="class_weights"),
         class_names=class_names,
         activation=config.activation,
     )
-    prior = None if config.prior is None else log_prior(frequencies, class_names=class_names)
-    margin = None
+    prior = margin = None
+    if config.prior is not None:
+        prior = log_prior(_counted(config.prior, frequencies, realised, key="prior"), class_names=class_names)
     if config.margin is not None:
-        margin = label_margins(frequencies, max_margin=config.margin.max_margin)
+        counted = _counted(config.margin, frequencies, realised, key="margin")
+        margin = label_margins(counted, max_margin=config.margin.max_margin)
     shares = None
     if frequencies is not None:
         pixels = torch.as_tensor(frequencies.pixels, dtype=torch.float64)
@@ -79,6 +83,24 @@ def build_loss(
         class_names=class_names,
         shares=shares,
     )
+
+
+def _counted(
+    part: ClassWeightsConfig | PriorConfig | MarginConfig,
+    natural: ClassFrequencies | None,
+    realised: ClassFrequencies | None,
+    *,
+    key: str,
+) -> ClassFrequencies | None:
+    """The frequencies that a part of the loss goes by."""
+    if part.frequencies == "natural":
+        return natural
+    if realised is None:
+        raise ConfigError(
+            f"loss.{key}.frequencies: realised needs the frequencies of what training sees, found none: give them to "
+            "build_loss as realised=..., or use natural."
+        )
+    return realised
 
 
 def resolve_auto(frequencies: ClassFrequencies) -> LossConfig:

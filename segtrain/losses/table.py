@@ -32,6 +32,8 @@ def describe(config: LossConfig, *, labels: Sequence[str], columns: Columns, num
     weights = f"class weights: {config.class_weights.scheme}"
     if config.class_weights.start_epoch:
         weights += f" from epoch {config.class_weights.start_epoch:g} on (all 1 before)"
+    if config.class_weights.frequencies == "realised":
+        weights += ", from realised frequencies"
     reduction = config.reduction if config.like is None else f"that of {config.like}"
     lines.append(f"reduction: {reduction}, {weights}")
     if num_reads > 1:
@@ -60,7 +62,8 @@ def _shared_lines(config: LossConfig) -> list[str]:
         rule = config.ohem.model_dump(exclude_none=True)
         lines.append("hard examples: " + ", ".join(f"{key}: {_short(value)}" for key, value in rule.items()))
     if config.prior is not None:
-        lines.append(f"prior: pixel terms read logits + {config.prior.tau:g} × log(share of the class)")
+        which = "realised share" if config.prior.frequencies == "realised" else "share"
+        lines.append(f"prior: pixel terms read logits + {config.prior.tau:g} × log({which} of the class)")
     if config.margin is not None:
         lines.append(
             f"margin: pixel terms take the label's logit less its margin (at most {config.margin.max_margin:g}), all "

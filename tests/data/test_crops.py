@@ -144,3 +144,16 @@ def test_wrong_settings_are_refused(data_config: Make) -> None:
         crop(data_config, center_on=["dott"])
     with pytest.raises(ValueError, match="p is the share of the crops that center_on centres"):
         crop(data_config, p=0.2)
+
+
+def test_overlapping_classes_are_centred_on_too(data_config: Make) -> None:
+    labels = {"labels": "multi_label", "label_map": {0: "none", 1: "background", 2: "block", 3: "dot"}}
+    steps = [{"name": "crop", "size": list(SIZE), "center_on": ["dot"], "p": 1.0}]
+    transform = TrainTransform(data_config(train_transforms=steps, **labels))
+    image, target = street()
+    maps = np.stack([np.ones_like(target), target == 1, target == 2]).astype(np.uint8)
+    for seed in range(20):
+        part, moved = transform(image, maps, seed=seed)
+        assert moved.shape == (3, *SIZE)
+        assert moved[2].sum() == 1
+        np.testing.assert_array_equal(moved[2] == 1, part[:, :, 2] == 2)

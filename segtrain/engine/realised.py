@@ -1,0 +1,120 @@
+"""The class frequencies that training will see: a dry epoch of the loader's targets, counted before training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtrain.config import Config, config_to_dict
+from segtrain.config.loss import LossConfig
+from segtrain.console import progress
+from segtrain.data import ClassFrequencies
+from segtrain.data.dataset import Item, TrainDataset
+from segtrain.data.frequencies import frequencies_of
+from segtrain.data.loader import Loader
+from segtrain.data.sampling import TrainBatchSampler
+from segtrain.distributed import sum_over_ranks
+from segtrain.engine.exposure import count_targets
+from segtrain.errors import SegtrainError
+
+FILE = "realised_frequencies.json"
+
+
+def wants_realised(section: LossConfig | None) -> bool:
+    """Whether any part of the loss goes by the frequencies that training sees."""
+    if section is None:
+        return False
+    parts = (section.class_weights, section.prior, section.margin)
+    return any(part is not None and part.frequencies == "realised" for part in parts)
+
+
+def realised_frequencies(
+    config: Config, train: TrainDataset, sampler: TrainBatchSampler, *, folder: Path
+) -> ClassFrequencies:
+    """Count the targets of the first epoch, after sampling, crops and paste, as training will see them.
+
+    Images are not read where the data set can do without. A run that goes on takes the counts from its folder, as long
+    as data, seed and batches are the same.
+
+    Args:
+        config: of the run.
+        train: the training set.
+        sampler: the order of training.
+        folder: of the run; see `save_realised`.
+    """
+    known = _load(folder / FILE, _key(config, train))
+    if known is not None:
+        return known
+    sampler.set_position(0)
+    loader: Loader[NDArray[np.int64]] = Loader(
+        _Targets(train), sampler, collate=_stack, workers=config.data.workers, pin_memory=False
+    )
+    rows: list[NDArray[np.int64]] = []
+    try:
+        with progress("count an epoch of training targets", len(sampler)) as advance:
+            for batch in loader:
+                rows.append(batch)
+                advance(1)
+    finally:
+        loader.close()
+    return _of_all_ranks(frequencies_of(np.concatenate(rows), config.data)[0])
+
+
+def save_realised(frequencies: ClassFrequencies, config: Config, train: TrainDataset, *, folder: Path) -> None:
+    """Keep the counts in the folder of the run, for when it goes on; see `realised_frequencies` for the arguments.
+
+    Raises:
+        SegtrainError: the file cannot be written.
+    """
+    content = {"key": _key(config, train), "frequencies": frequencies.to_dict()}
+    try:
+        (folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SegtrainError(f"cannot write {folder / FILE}: {error.strerror or error}") from error
+
+
+class _Targets:
+    """The targets of the training items, counted: int64 [C + 1]."""
+
+    def __init__(self, train: TrainDataset) -> None:
+        self.name = train.name
+        self._train = train
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        return {"counts": count_targets([self._train.target(key)], self._train.data)[0]}
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+
+def _stack(items: list[Item]) -> NDArray[np.int64]:
+    return np.array([item["counts"] for item in items], np.int64)
+
+
+def _of_all_ranks(own: ClassFrequencies) -> ClassFrequencies:
+    by_class = [own.pixels, own.images, own.image_pixels, *([] if own.valid is None else [own.valid])]
+    summed = sum_over_ranks(np.concatenate([*by_class, np.array([own.ignored, own.num_images], np.int64)]))
+    pixels, images, image_pixels, *valid = summed[:-2].reshape(len(by_class), -1)
+    ignored, num_images = summed[-2:].tolist()
+    return ClassFrequencies(pixels, images, image_pixels, ignored, num_images, valid=valid[0] if valid else None)
+
+
+def _key(config: Config, train: TrainDataset) -> str:
+    """What the counts depend on, as a hash."""
+    plain = config_to_dict(config)
+    data = {key: value for key, value in plain["data"].items() if key not in ("workers", "cache")}
+    counts = np.zeros(len(train)) if train.counts is None else np.ascontiguousarray(train.counts)
+    settings = json.dumps([data, plain["seed"], plain["train"]["batch_size"]], sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode() + counts.tobytes()).hexdigest()
+
+
+def _load(path: Path, key: str) -> ClassFrequencies | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return ClassFrequencies.from_dict(content["frequencies"]) if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or a damaged one: it is counted again
+        return None
