@@ -219,7 +219,7 @@ def _is_safe(others: Tensor, label_e: Tensor, *, num_classes: int) -> bool:
     if not SAFE < low <= high < 1 / SAFE:
         return False
     low, high = map(float, others.aminmax())
-    return SAFE < low <= high < 1 / SAFE or (num_classes == 1 and high == 0)
+    return (low > SAFE or num_classes == 1) and high < 1 / SAFE  # a lone class has no others
 
 
 def _careful(pixels: Pixels, chunk: Chunk, labels: AtLabel, slopes: Tensor | None, e: Tensor) -> Exponentials:
