@@ -81,6 +81,10 @@ class DataConfig(LayoutSection):
     train_transforms: tuple[TransformConfig, ...] = ()
     sampling: SamplingConfig = UniformSampling(name="uniform")
     workers: Annotated[int, Field(ge=0)] = 2
+    prefetch: Count = Field(2, description="batches that each worker reads ahead")
+    cache: Literal["none", "ram", "disk"] = Field(
+        "none", description="decoded training and validation files, in one file for all processes, in RAM or on disk"
+    )
 
     @field_validator("classes")
     @classmethod

@@ -43,15 +43,16 @@ class Readable(Sized, Protocol):
 
 
 def build_train_loader(
-    dataset: TrainDataset, sampler: TrainBatchSampler, *, workers: int, pin_memory: bool = False
+    dataset: TrainDataset, sampler: TrainBatchSampler, *, workers: int, pin_memory: bool = False, prefetch: int = 2
 ) -> Loader[dict[str, torch.Tensor]]:
-    """Batches {image [N, C, H, W], target [N, H, W], index [N]} for the rest of the sampler's epoch.
+    """Batches {image [N, C, H, W], channels last, target [N, H, W], index [N]} for the rest of the sampler's epoch.
 
     With `distance_classes` of the data set also {distances [N, K, H, W]}.
 
-    Workers live as long as the loader; `set_position` of the sampler before each epoch says what comes.
+    Workers live as long as the loader, and each reads `prefetch` batches ahead; `set_position` of the sampler before
+    each epoch says what comes.
     """
-    return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory)
+    return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory, prefetch=prefetch)
 
 
 def build_eval_loader(dataset: EvalDataset, *, batch_size: int, workers: int) -> Loader[list[Item]]:
@@ -74,8 +75,10 @@ def collate_train(items: Sequence[Item]) -> dict[str, torch.Tensor]:
             f"the images of a batch differ: {found}. Bring them to one size with data.input_size, "
             "or with crop at the end of data.train_transforms"
         )
-    batch: dict[str, torch.Tensor] = default_collate(list(items))
-    return batch
+    # Stacked as rows of pixels lie in memory, channels last: a stack of [C, H, W] would move each value singly.
+    pixels = default_collate([item["image"].permute(1, 2, 0) for item in items])
+    rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
+    return {"image": pixels.permute(0, 3, 1, 2), **default_collate(rest)}
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Loader(Generic[Batch]):
         collate: Callable[[list[Item]], Batch],
         workers: int,
         pin_memory: bool,
+        prefetch: int = 2,
         context: str | None = None,
     ) -> None:
         self.dataset = dataset
@@ -156,6 +160,7 @@ class Loader(Generic[Batch]):
                 collate_fn=_GuardedCollate(collate),
                 worker_init_fn=prepare_worker if workers else None,
                 persistent_workers=workers > 0,
+                prefetch_factor=prefetch if workers else None,
                 multiprocessing_context=(context or start_method()) if workers else None,
                 pin_memory=pin_memory,
                 generator=torch.Generator(),  # else each epoch takes a number from the global generator

@@ -78,13 +78,9 @@ class RowCache:
     """A cache file of one row of counts for each sample, beside the data or in the user's cache."""
 
     def __init__(self, data: DataConfig, file: str, *, num_counts: int) -> None:
-        root = data_root(data).resolve()
         self._file = file
         self._num_counts = num_counts
-        beside = root / ".segtrain"
-        users = platformdirs.user_cache_path("segtrain") / "scans" / short_hash(str(root))
-        # Where the data are read-only, an older cache beside them must not hide the newer one of the user.
-        self._folders = (beside, users) if os.access(root, os.W_OK) else (users, beside)
+        self._folders = cache_folders(data)
 
     def load(self) -> Known:
         """What earlier scans saw; a damaged file counts as nothing."""
@@ -132,7 +128,7 @@ class ScanCache(RowCache):
     """The cache file of one split under one set of rules."""
 
     def __init__(self, data: DataConfig, split: str, *, rules: LabelRules | MultiLabelRules) -> None:
-        super().__init__(data, f"scan-{_key(data, split, rules)}.npz", num_counts=rules.num_counts)
+        super().__init__(data, f"scan-{split_key(data, split, rules)}.npz", num_counts=rules.num_counts)
 
 
 def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -140,8 +136,21 @@ def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
     return counts.astype(np.uint32) if not counts.size or counts.max() < 2**32 else counts
 
 
-def _key(data: DataConfig, split: str, rules: LabelRules | MultiLabelRules) -> str:
-    """What an entry depends on besides its files."""
+def cache_folders(data: DataConfig) -> tuple[Path, Path]:
+    """Where caches of a data set are looked for, and written where that is possible: beside it, and at the user's."""
+    root = data_root(data).resolve()
+    beside, users = root / ".segtrain", platformdirs.user_cache_path("segtrain") / "scans" / root_key(data)
+    # Where the data are read-only, an older cache beside them must not hide the newer one of the user.
+    return (beside, users) if os.access(root, os.W_OK) else (users, beside)
+
+
+def root_key(data: DataConfig) -> str:
+    """A short name for the folder of the data set."""
+    return short_hash(str(data_root(data).resolve()))
+
+
+def split_key(data: DataConfig, split: str, rules: LabelRules | MultiLabelRules) -> str:
+    """A short name for all that targets and counts of a split depend on besides its files."""
     mapping = sorted(rules.mapping.items()) if rules.mapping is not None else None
     place = [data.layout_key(), data.splits[split], repr(mask_reader(data))]
     checks = [data.max_pixels, len(data.normalize.mean), rules.num_counts]

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from textwrap import indent
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.frequencies import ScanResult, check_split, frequencies_of
 from segtrain.data.given import GivenPairs, MapDataset, check_given
 from segtrain.data.loader import build_train_loader
+from segtrain.data.pair_cache import with_cache
 from segtrain.data.sources import FilePairs, Pairs
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
@@ -126,7 +128,13 @@ def prepare(
         train_data=data.train,
         val_data=data.val,
         sampler=sampler,
-        loader=build_train_loader(data.train, sampler, workers=config.data.workers, pin_memory=device.type == "cuda"),
+        loader=build_train_loader(
+            data.train,
+            sampler,
+            workers=config.data.workers,
+            pin_memory=device.type == "cuda",
+            prefetch=config.data.prefetch,
+        ),
         frequencies=data.frequencies,
         exposure=exposure,
         schedule=schedule,
@@ -202,7 +210,12 @@ def _check(config: Config, split: str, given: MapDataset | None, console: Consol
     pairs: Pairs
     if given is None:
         scan = check_split(config.data, split)
-        pairs = FilePairs(scan.samples, config.data, split=split)
+        files = FilePairs(scan.samples, config.data, split=split)
+        pairs = with_cache(files, config.data, tell=partial(say, console))
+    elif config.data.cache != "none":
+        raise ConfigError(
+            f"data.cache: {config.data.cache} keeps what files hold, and {split}_data was given: use none"
+        )
     else:
         own = GivenPairs(given, config.data, split=split)
         scan = check_given(own, config.data, workers=config.data.workers)

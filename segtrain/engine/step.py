@@ -12,6 +12,7 @@ from torch import Tensor
 from segtrain.engine.device import autocast
 from segtrain.engine.run import Run
 from segtrain.engine.state import rng_state, set_rng_state
+from segtrain.losses import SegmentationLoss
 from segtrain.optim import set_learning_rate
 
 Batch = dict[str, Any]
@@ -39,6 +40,10 @@ def make_step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
     totals: dict[str, Tensor] = {}
     for batch, target, hook in zip(window, targets, hooks, strict=True):
         output, more = _see(run, batch)
+        if run.telemetry is not None:
+            run.telemetry.see(output, target, step=run.state.step + 1)
+            if isinstance(run.loss, SegmentationLoss):
+                more["observe"] = run.telemetry.observe
         terms = run.loss.terms(output, target, **hook, **more)
         torch.autograd.backward(run.scaler.scale(terms["total"]))
         for name, value in terms.items():
@@ -70,16 +75,14 @@ def _rests(run: Run, window: Sequence[Batch], targets: Sequence[Tensor], buffers
     return [torch.stack([statistics[other] for other in indices if other != index]).sum(0) for index in indices]
 
 
-def _see(run: Run, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+def _see(run: Run, batch: Batch) -> tuple[Any, dict[str, Any]]:
     """Return what the model makes of a batch, logits or a list of them, and what the loss wants beside the target."""
     train, device = run.config.train, run.device
     stored = batch["image"].to(device, non_blocking=True)
-    images = run.normalize(stored)
-    if train.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = run.normalize(stored, torch.channels_last if train.channels_last else torch.contiguous_format)
     with autocast(device, train.precision):
         output = run.forward(images)
-    more = {}
+    more: dict[str, Any] = {}
     if run.teacher is not None:
         more["teacher_logits"] = run.teacher.logits(stored)
     if "distances" in batch:

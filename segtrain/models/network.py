@@ -61,12 +61,15 @@ class Normalize(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.mean.shape[1]:
             raise ConfigError(f"images have shape {list(images.shape)}, expected [N, {self.mean.shape[1]}, H, W]")
         white = LARGEST_VALUE[images.dtype]
-        # Bytes are moved to their places before they are floats of four, and become floats while the mean is taken off.
-        images = images.contiguous(memory_format=memory_format)
-        if images.dtype != torch.uint8:  # torch takes no difference of uint16
-            images = images.to(torch.float32)
-        # White is folded into mean and std: two passes over the images instead of three.
-        return (images - self.mean * white).div_(self.std * white)
+        # White is folded into mean and std: two passes over the images instead of three, both in place.
+        mean, std = self.mean * white, self.std * white
+        if memory_format != torch.channels_last:
+            return images.to(torch.float32, memory_format=memory_format, copy=True).sub_(mean).div_(std)
+        # A row of pixels is one long vector, and so are its means: three channels alone fill no vector register.
+        count, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(torch.float32, copy=True)
+        rows.sub_(mean.view(-1).repeat(width)).div_(std.view(-1).repeat(width))
+        return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class SegmentationModel(nn.Module):

@@ -276,3 +276,19 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_batches_lie_in_memory_as_images_do(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set()
+    for workers in (0, 1):
+        image = batches_of(dataset, workers)[0]["image"]
+        assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_workers_read_as_many_batches_ahead_as_the_setting_says(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(12)
+    for prefetch in (1, 3):
+        loader = build_train_loader(dataset, TrainBatchSampler(12, 2, seed=0), workers=1, prefetch=prefetch)
+        next(iter(loader))
+        assert len(loader._recorded.pending) == prefetch
+        loader.close()

@@ -43,6 +43,24 @@ def test_normalize_divides_by_the_largest_value_of_the_type(dtype: torch.dtype, 
     torch.testing.assert_close(normal[0, 1], torch.full((2, 3), 2.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+@pytest.mark.parametrize("stored", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("wanted", [torch.contiguous_format, torch.channels_last])
+def test_normal_images_are_the_same_to_the_last_bit_in_every_layout(
+    dtype: torch.dtype, stored: torch.memory_format, wanted: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(2, 3, 5, 7, generator=generator) * 255).to(dtype).contiguous(memory_format=stored)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    white = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}[dtype]
+    before = images.clone()
+    normal = Normalize(mean, std)(images, wanted)
+    middle, spread = (torch.tensor(values).view(1, 3, 1, 1) * white for values in (mean, std))
+    assert torch.equal(normal, (images.to(torch.float32) - middle) / spread)
+    assert normal.is_contiguous(memory_format=wanted)
+    assert torch.equal(images, before)
+
+
 def test_normalize_leaves_float_images_as_they_are() -> None:
     images = torch.rand(1, 3, 4, 4)
     before = images.clone()
