@@ -110,10 +110,10 @@ class TrainDataset(SegmentationDataset):
     def target(self, key: tuple[int, int]) -> AnyArray:
         """The target of item `key`, for which no image is decoded where that is possible: to count an epoch."""
         index, seed = key
-        return self._of_targets(*self._without_image(index), seed=seed, index=index)[1]
+        return self._of_targets(*self._without_image(index, seed=seed), seed=seed, index=index)[1]
 
-    def _without_image(self, index: int) -> tuple[AnyArray, AnyArray]:
-        target = self.read_target(index)
+    def _without_image(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
+        target = self.read_target(index, seed=seed)
         # a blank image of the same shape: the transforms draw the same numbers
         return np.zeros((*target.shape[-2:], len(self.data.normalize.mean)), np.uint8), target
 

@@ -182,7 +182,7 @@ def sampling_warnings(section: SamplingConfig, scheme: Scheme) -> list[str]:
     if never and (section.negatives is None or section.negatives.exactly != 0):
         found.append(
             f"data.sampling: {section.name} never draws {never} of the {len(scheme.shares)} training images, which "
-            "hold no class: give them a share of the epoch by data.sampling.negatives: {exactly: ...}"
+            "hold no class: give them a share by data.sampling.negatives: {exactly: 0.2}, or say exactly: 0.0"
         )
     return found
 
