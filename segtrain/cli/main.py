@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "put what several evaluated runs reach on each class into one table",
     "predict": "write masks and overlays for images of your own",
     "scan": "count the pixels and images of each class, and check the files",
+    "split": "make train, val and test, or folds, that each hold their part of every class",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",
     "schema": "write the JSON Schema with which editors complete training files",
     "benchmark": "measure time and memory of the losses against other libraries",
