@@ -21,6 +21,7 @@ COMMANDS = {
     "visualize": "draw image, target, prediction and error where the rare classes fare worst",
     "compare": "put what several evaluated runs reach on each class into one table",
     "predict": "write masks and overlays for images of your own",
+    "prepare": "unpack an archive safely, and propose the data section for what is in it",
     "scan": "count the pixels and images of each class, and check the files",
     "split": "make train, val and test, or folds, that each hold their part of every class",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_commands(config: Config, folder: str) -> list[str]:
     """Return the commands that measure, show and use the run, for the split and the images that are there."""
-    from segtrain.data.formats import data_root, present_splits
+    from segtrain.data.formats import data_root, present_splits, split_folder
 
     data = config.data
     split = "test" if "test" in present_splits(data) else "val"
@@ -47,6 +47,7 @@ def _next_commands(config: Config, folder: str) -> list[str]:
         ["python", "tools/evaluate.py", folder, "--split", split],
         ["python", "tools/visualize.py", folder, "--split", split],
     ]
-    source = str(data_root(data) / data.images / data.splits[split]) if data.layout == "folders" else "IMAGES"
+    place = split_folder(data.images, data.splits[split])
+    source = str(data_root(data) / place) if data.layout == "folders" else "IMAGES"
     commands.append(["python", "tools/predict.py", folder, source, "--out", f"predictions/{config.name}"])
     return [shlex.join(command) for command in commands]

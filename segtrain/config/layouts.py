@@ -86,8 +86,12 @@ class LayoutSection(Section):
     layout: Literal["folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat"] = Field(
         "folders", description="how images and masks are kept: see data/README.md"
     )
-    images: str = Field("images", description="folder of the images under root (layout: folders)")
-    masks: str = Field("masks", description="folder of the masks under root (layout: folders)")
+    images: str = Field(
+        "images", description="folder of the images under root (layout: folders); {split} in it: the sub-folder"
+    )
+    masks: str = Field(
+        "masks", description="folder of the masks under root (layout: folders); {split} in it: the sub-folder"
+    )
     splits: dict[str, str] = Field(
         default_factory=lambda: {"train": "train", "val": "val", "test": "test"},
         description="split name: sub-folder, list, table, value of a column or COCO file, as the layout wants it",

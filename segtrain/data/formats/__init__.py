@@ -8,7 +8,7 @@ from pathlib import Path
 from segtrain.config.data import DataConfig
 from segtrain.data.formats.base import HeaderCheck, Layout, Listing, MaskReader, Sample, image_files
 from segtrain.data.formats.coco import COCO
-from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS
+from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS, split_folder
 from segtrain.data.formats.image_sets import CVAT, VOC
 from segtrain.data.formats.tables import LISTS, TABLE
 from segtrain.data.problems import Problem
@@ -28,6 +28,7 @@ __all__ = [
     "image_files",
     "mask_reader",
     "present_splits",
+    "split_folder",
 ]
 
 FORMATS: dict[str, Layout] = {

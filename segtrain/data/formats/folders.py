@@ -9,25 +9,32 @@ from segtrain.data.formats.base import Layout, Listing, by_stem, pair_by_stem, r
 from segtrain.data.formats.readers import file_masks
 from segtrain.errors import DataError
 
+PART = "{split}"
 CITY_IMAGES = "leftImg8bit"
 CITY_MASKS = {"ids": "labelIds", "train_ids": "labelTrainIds"}
 
 
 def _find_pairs(data: DataConfig, root: Path, split: str) -> Listing:
     """images/<split>/a/b.jpg goes with masks/<split>/a/b.png, whatever the suffixes."""
-    places = (data.images, data.masks)
     keys = tuple(f"data.root / data.{key} / data.splits.{split}" for key in ("images", "masks"))
-    return _pair(root, split, data.splits[split], places=places, keys=keys)
+    part = data.splits[split]
+    return _pair(split, (root / split_folder(data.images, part), root / split_folder(data.masks, part)), keys=keys)
 
 
 def _find_ade20k(data: DataConfig, root: Path, split: str) -> Listing:
     """images/<split>/a.jpg goes with annotations/<split>/a.png."""
     keys = tuple(f"data.root / {name} / data.splits.{split}, as ADE20K has it" for name in ("images", "annotations"))
-    return _pair(root, split, data.splits[split], places=("images", "annotations"), keys=keys)
+    part = data.splits[split]
+    return _pair(split, (root / "images" / part, root / "annotations" / part), keys=keys)
 
 
-def _pair(root: Path, split: str, part: str, *, places: tuple[str, str], keys: tuple[str, ...]) -> Listing:
-    image_folder, mask_folder = (root / place / part for place in places)
+def split_folder(place: str, part: str) -> str:
+    """The folder of a split, relative to the root: below `place`, or where that says {split}."""
+    return place.replace(PART, part) if PART in place else f"{place}/{part}"
+
+
+def _pair(split: str, folders: tuple[Path, Path], *, keys: tuple[str, ...]) -> Listing:
+    image_folder, mask_folder = folders
     for folder, key in zip((image_folder, mask_folder), keys, strict=True):
         require_folder(folder, split=split, keys=key)
     images = by_stem(image_folder)
@@ -57,7 +64,7 @@ def _without_end(files: dict[str, list[Path]], end: str) -> dict[str, list[Path]
 
 
 def _exists(data: DataConfig, root: Path, split: str) -> bool:
-    return (root / data.images / data.splits[split]).exists()
+    return (root / split_folder(data.images, data.splits[split])).exists()
 
 
 def _exists_in_cityscapes(data: DataConfig, root: Path, split: str) -> bool:
