@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
@@ -78,9 +79,10 @@ class Tracker:
         with self._failures_explained():
             self._file.write(line + "\n")
             self._file.flush()
-            for key, value in finite.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{kind}/{key}", value, step)
+            told = [(f"{kind}/{key}", value) for key, value in finite.items() if value is not None]
+            # one event of all: an event for each number of each class would cost more than counting them
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in told])
+            self._writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
             if kind == "val":
                 self._writer.flush()
 

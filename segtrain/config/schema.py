@@ -55,6 +55,7 @@ class TrainConfig(Section):
     overwrite: bool = Field(False, description="delete an earlier run of the same name")
     save_every_seconds: Positive = Field(600.0, description="last.pt is written at evaluations, and at least so often")
     log_every: Count = 10
+    telemetry: bool = Field(True, description="log of each class: its share of the pixels seen, its loss, its IoU")
     validation_samples: Annotated[int, Field(ge=0)] = Field(4, description="fixed samples drawn in TensorBoard")
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.exposure import Exposure
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
+from segtrain.engine.telemetry import Telemetry
 from segtrain.engine.thresholds import TunedThresholds
 from segtrain.engine.validation_images import ValidationImages
 from segtrain.errors import CheckpointError
@@ -62,6 +63,7 @@ class Run:
     exposure: Exposure
     schedule: Schedule
     state: TrainState
+    telemetry: Telemetry | None
     tracker: Tracker
     custom_model: str | None
     validation_images: ValidationImages

@@ -45,6 +45,7 @@ from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.teacher import check_sight, load_teacher, size_note
+from segtrain.engine.telemetry import Telemetry
 from segtrain.engine.validation_images import ValidationImages, choose_samples
 from segtrain.errors import ConfigError
 from segtrain.losses import SegmentationLoss, build_loss, resolve_auto
@@ -141,10 +142,19 @@ def prepare(
         state=state,
         validation_images=data.validation_images(config),
         custom_model=custom_model,
+        telemetry=_telemetry(config, schedule),
         tracker=Tracker(folder, start_step=state.step),
     )
     _announce(run, payload, console)
     return run
+
+
+def _telemetry(config: Config, schedule: Schedule) -> Telemetry | None:
+    if not config.train.telemetry:
+        return None
+    every, total_steps = config.train.log_every, schedule.total_steps
+    names, ignore_index = config.data.class_names, config.data.ignore_index
+    return Telemetry(names, ignore_index=ignore_index, every=every, total_steps=total_steps)
 
 
 def _check_settings(config: Config, device: torch.device) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from segtrain.engine.device import autocast
 from segtrain.engine.run import Run
 from segtrain.engine.state import rng_state, set_rng_state
-from segtrain.losses import SegmentationLoss
 from segtrain.optim import set_learning_rate
 
 Batch = dict[str, Any]
@@ -42,8 +41,7 @@ def make_step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
         output, more = _see(run, batch)
         if run.telemetry is not None:
             run.telemetry.see(output, target, step=run.state.step + 1)
-            if isinstance(run.loss, SegmentationLoss):
-                more["observe"] = run.telemetry.observe
+            more |= run.telemetry.hooks(run.loss)
         terms = run.loss.terms(output, target, **hook, **more)
         torch.autograd.backward(run.scaler.scale(terms["total"]))
         for name, value in terms.items():

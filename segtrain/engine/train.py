@@ -245,6 +245,8 @@ def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:
     for group in run.optimizer.param_groups:
         values[f"lr_{group['name']}"] = group["lr"]
     values["skipped_steps"] = run.state.skipped_steps
+    if run.telemetry is not None:
+        values |= run.telemetry.values()
     run.tracker.scalars(run.state.step, values, kind="train", epoch=epoch)
     display.update(run.state.step, epoch, values)
     meter.restart()

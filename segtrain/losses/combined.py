@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segtrain.config.loss import LossConfig
 from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
-from segtrain.losses.class_sums import check_labels
+from segtrain.losses.class_sums import ClassSums, check_labels
 from segtrain.losses.groups import group_terms, read_group
 from segtrain.losses.hard_examples import hard_examples
 from segtrain.losses.heads import Head, as_read, fit_head, split_heads
@@ -24,6 +24,7 @@ from segtrain.losses.term import ClassWeights, Inputs, OwnPassTerm, SumsTerm, pa
 from segtrain.losses.terms import Setting, make_term
 
 Reduce = Callable[[Tensor], Tensor]
+Observe = Callable[[ClassSums], None]
 
 
 class SegmentationLoss(nn.Module):
@@ -126,6 +127,7 @@ class SegmentationLoss(nn.Module):
         normalizer: Normalizer | None = None,
         reduce: Reduce | None = None,
         rest: Tensor | None = None,
+        observe: Observe | None = None,
     ) -> dict[str, Tensor]:
         """Return each term's value before its weight, by label, and their weighted sum as "total".
 
@@ -147,6 +149,7 @@ class SegmentationLoss(nn.Module):
             reduce: sums a tensor over ranks; every rank must call it equally often.
             rest: Σ of `statistics` over the other micro-batches of this rank's window, detached, without `reduce`.
                 The values are those of the whole window (not to be summed), the gradient is this batch's part.
+            observe: is given the class sums of each read of the main head, for telemetry.
 
         Raises:
             ValueError: shapes or types that do not fit, or both `normalizer` and `rest`.
@@ -156,7 +159,12 @@ class SegmentationLoss(nn.Module):
         if normalizer is not None and rest is not None:
             raise ValueError("give normalizer (one pass) or rest (two passes), not both")
         statistics = self.statistics(
-            logits, target, pixel_weight=pixel_weight, teacher_logits=teacher_logits, distances=distances
+            logits,
+            target,
+            pixel_weight=pixel_weight,
+            teacher_logits=teacher_logits,
+            distances=distances,
+            observe=observe,
         )
         statistics = statistics if rest is None else statistics + rest
         statistics = statistics if reduce is None else reduce(statistics)
@@ -172,6 +180,7 @@ class SegmentationLoss(nn.Module):
         pixel_weight: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         distances: Tensor | None = None,
+        observe: Observe | None = None,
     ) -> Tensor:
         """Return what the terms are made of, float64 `[K]`: it may be added over micro-batches and ranks.
 
@@ -194,9 +203,8 @@ class SegmentationLoss(nn.Module):
                 num_classes=self.num_classes,
                 ignore_index=self.ignore_index,
             )
-            parts += self._head_statistics(
-                Inputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
-            )
+            inputs = Inputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
+            parts += self._head_statistics(inputs, None if parts else observe)
         return torch.cat([part.flatten() for part in parts])
 
     def value(self, statistics: Tensor, *, normalizer: Normalizer | None = None) -> dict[str, Tensor]:
@@ -273,12 +281,14 @@ class SegmentationLoss(nn.Module):
             return ClassWeights(None)
         return ClassWeights(self.class_weights.double())
 
-    def _head_statistics(self, inputs: Inputs) -> list[Tensor]:
+    def _head_statistics(self, inputs: Inputs, observe: Observe | None) -> list[Tensor]:
         parts: dict[int, Tensor] = {}
         scale = 1.0 if self.config.margin is None else self.config.margin.scale
         for group in self._groups:
             sums = read_group(group, inputs, shift=self.shift, margin=self.margin, scale=scale, mining=self.mining)
             parts |= {index: self._sums[index].statistics(sums, inputs) for index in group.members}
+            if observe is not None:
+                observe(sums)
         parts |= {index: term.own_statistics(inputs) for index, term in self._own.items()}
         return [parts[index] for index in range(len(self._terms))]
 

@@ -1,0 +1,102 @@
+"""What training shows of each class between two log lines: how much of it was seen, its loss, and its IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtrain.kernels.confusion import confusion_update
+from segtrain.kernels.upsample import CoarseLogits
+from segtrain.losses import SegmentationLoss
+from segtrain.losses.class_sums import ClassSums
+
+
+class Telemetry:
+    """Adds up, on the device, what the reads of the loss found anyway; nothing waits for the device before `values`.
+
+    Exposure and loss are of every batch. The IoU is of the batches of the step that is logged alone, by an argmax of
+    their logits as they are at hand: a read of its own, which one step in `log_every` pays for.
+    """
+
+    def __init__(self, class_names: Sequence[str], *, ignore_index: int, every: int, total_steps: int) -> None:
+        self._names = tuple(class_names)
+        self._ignore_index = ignore_index
+        self._every = every
+        self._total_steps = total_steps
+        self._sums: dict[str, Tensor] = {}
+        self._seen_batch = self._seen_loss = False
+
+    def hooks(self, loss: object) -> dict[str, Any]:
+        """Return the arguments by which a loss tells what it read: none for a loss that is not one of ours."""
+        return {"observe": self.observe} if isinstance(loss, SegmentationLoss) else {}
+
+    def observe(self, sums: ClassSums) -> None:
+        """Take in the sums of a batch's main head; `SegmentationLoss.terms` calls it for each of its reads."""
+        loss, kept = sums.cross_entropy, sums.kept
+        if loss is None:
+            loss = sums.focal
+        if not self._seen_batch:
+            valid = sums.pixels.sum(1, keepdim=True) if sums.negatives is None else sums.pixels + sums.negatives
+            self._add("pixels", sums.pixels)
+            self._add("valid", valid.expand_as(sums.pixels))
+            self._seen_batch = True
+        if loss is not None and not self._seen_loss:
+            self._add("loss", loss)
+            self._add("kept", kept)
+            self._seen_loss = True
+
+    def see(self, output: Any, target: Tensor, *, step: int) -> None:
+        """Take in what the model made of a batch, and the target; `step` counts from 1.
+
+        output: logits `[N, C, h, w]`, coarse ones, or a list of which the first is the main head's. Multi-label targets
+        `[N, C, H, W]` and single classes have no argmax, and so no IoU here.
+        """
+        self._seen_batch = self._seen_loss = False
+        if step % self._every and step != self._total_steps:
+            return
+        logits = output[0] if isinstance(output, list | tuple) else output
+        if target.dim() != 3 or len(self._names) == 1:
+            return
+        size = None if isinstance(logits, CoarseLogits) else (target.shape[1], target.shape[2])
+        counts = confusion_update(
+            logits, target, num_classes=len(self._names), ignore_index=self._ignore_index, size=size
+        )
+        matrix = counts.matrix.sum(0)
+        self._add("correct", matrix.diagonal().unsqueeze(0))
+        self._add("either", (matrix.sum(0) + matrix.sum(1) - matrix.diagonal()).unsqueeze(0))
+
+    def values(self) -> dict[str, float]:
+        """Return the numbers by name since the last call, and begin anew; waits for the device, once.
+
+        `exposure/<class>`: the share of the class among the valid pixels. `class_loss/<class>`: the mean cross entropy
+        of its pixels (focal loss where there is no cross entropy), of those that mining kept, as it is trained, with
+        prior and margin. `iou/<class>` and `miou`: of the step just made. NaN where the class was not there.
+        """
+        found = torch.stack(list(self._sums.values())).cpu() if self._sums else torch.empty(0, len(self._names))
+        sums = dict(zip(self._sums, found, strict=True))
+        self._clear()
+        values: dict[str, float] = {}
+        for name, part, whole in (
+            ("exposure", "pixels", "valid"),
+            ("class_loss", "loss", "kept"),
+            ("iou", "correct", "either"),
+        ):
+            if part not in sums:
+                continue
+            ratio = torch.where(sums[whole] > 0, sums[part] / sums[whole], torch.nan)
+            values |= {f"{name}/{label}": value for label, value in zip(self._names, ratio.tolist(), strict=True)}
+            if name == "iou":
+                values["miou"] = float(ratio.nanmean())
+        return values
+
+    def _add(self, name: str, rows: Tensor) -> None:
+        """Add `[N, C]`."""
+        row = rows.detach().double().sum(0)
+        self._sums[name] = self._sums[name] + row if name in self._sums else row
+
+    def _clear(self) -> None:
+        self._sums = {}
+        self._seen_batch = self._seen_loss = False
