@@ -17,6 +17,8 @@ FIXED_ON_RESUME = (
     "data.classes",
     "data.labels",
     "data.label_map",
+    "data.name_map",
+    "data.colors",
     "data.ignore_index",
     "train.batch_size",
     "train.accumulate",
