@@ -244,7 +244,7 @@ def _coefficients(
     # f (g_y − ⟨p, g⟩) by q = 1 − p_y: the plain difference would lose the slope of a pixel that is all but certain
     gain = torch.mul(own, part.q).sub_(others)
     at_label = torch.mul(gain, part.p).addcmul_(slope, part.q, value=-1)
-    return slope.add_(gain).sub_(own), at_label
+    return slope.sub_(others).addcmul_(own, part.p, value=-1), at_label
 
 
 def _inner(
