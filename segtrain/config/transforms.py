@@ -63,6 +63,9 @@ class CopyPaste(Section):
     min_pixels: Count = Field(32, description="smaller regions are not pasted")
     scale: Range = (0.75, 1.5)
     flip: Probability = Field(0.5, description="how often a region is mirrored left and right")
+    onto: ClassChoice | None = Field(
+        None, description="only where nine tenths of what a region covers are of these classes; null: anywhere"
+    )
     feather: NonNegative = Field(0.0, description="pixels over which the rim of a region blends into the image")
 
 
@@ -143,4 +146,6 @@ def class_choices(steps: Iterable[TransformConfig]) -> dict[str, ClassChoice]:
             found["train_transforms: crop.center_on"] = step.center_on
         if isinstance(step, CopyPaste):
             found["train_transforms: copy_paste.classes"] = step.classes
+        if isinstance(step, CopyPaste) and step.onto is not None:
+            found["train_transforms: copy_paste.onto"] = step.onto
     return found

@@ -15,6 +15,9 @@ from segtrain.errors import DataError
 
 Mask = NDArray[np.uint8]
 
+PLACES = 10  # that are tried for a region
+ON_PLACE = 0.9  # of its pixels on the wished classes
+
 
 def copy_paste(section: sections.CopyPaste, context: Context) -> Step:
     """The step of a section.
@@ -24,8 +27,13 @@ def copy_paste(section: sections.CopyPaste, context: Context) -> Step:
     """
     training = context.known_training("data.train_transforms: copy_paste")
     classes = context.classes(section.classes, key="data.train_transforms: copy_paste.classes")
+    onto = None
+    if section.onto is not None:
+        onto = np.array(context.classes(section.onto, key="data.train_transforms: copy_paste.onto"))
     donors = {c: np.flatnonzero(training.counts[:, c] >= section.min_pixels) for c in classes}
-    return CopyPaste(section, {c: found for c, found in donors.items() if found.size}, training, context.input_size)
+    return CopyPaste(
+        section, {c: found for c, found in donors.items() if found.size}, training, context.input_size, onto
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +45,15 @@ class CopyPaste:
     then up to max_objects of its regions, all evenly. Each region is scaled and mirrored, and fits whole into the
     image; a class that the images hold in traces alone changes nothing.
 
-    donors: samples that may give a class, by its number.
+    donors: samples that may give a class, by its number. onto: the classes that regions may cover, None for any;
+    a region that finds no such place in ten draws is left out.
     """
 
     section: sections.CopyPaste
     donors: dict[int, NDArray[np.intp]]
     training: TrainingSet
     input_size: tuple[int, int] | None
+    onto: NDArray[np.int64] | None = None
 
     def __call__(self, image: AnyArray, target: AnyArray, draws: Draws) -> Pair:
         if draws.index is None:
@@ -83,14 +93,28 @@ class CopyPaste:
         part, mask = resize_image(part, (height, width)), resize_target(mask, (height, width))
         if draws.python.random() < self.section.flip:
             part, mask = part[:, ::-1], mask[:, ::-1]
-        top, left = (
-            int(generator.integers(0, room - side + 1)) for room, side in zip(target.shape, mask.shape, strict=True)
-        )
-        window = slice(top, top + height), slice(left, left + width)
         inside = mask > 0
+        window = self._place(inside, target, generator) if inside.any() else None  # shrunk to nothing
+        if window is None:
+            return
         blended = blend(image[window], part, opacity(mask, feather=self.section.feather))
         image[window][inside] = blended[inside]
         target[window][inside] = label
+
+    def _place(
+        self, inside: NDArray[np.bool_], target: AnyArray, generator: np.random.Generator
+    ) -> tuple[slice, slice] | None:
+        """A window of the region's size where it may lie, None where none was found."""
+        height, width = inside.shape
+        for _ in range(PLACES):
+            top, left = (
+                int(generator.integers(0, room - side + 1))
+                for room, side in zip(target.shape, inside.shape, strict=True)
+            )
+            window = slice(top, top + height), slice(left, left + width)
+            if self.onto is None or np.isin(target[window][inside], self.onto).mean() >= ON_PLACE:
+                return window
+        return None
 
 
 def regions(image: AnyArray, mask: NDArray[np.bool_], *, min_pixels: int) -> list[tuple[AnyArray, Mask]]:

@@ -109,6 +109,17 @@ def test_a_region_too_large_for_the_image_is_made_to_fit(data_config: Make) -> N
     assert set(np.unique(image[target == 2])) <= {101, 102, 103}
 
 
+def test_a_region_that_shrinks_to_nothing_leaves_no_trace(data_config: Make) -> None:
+    hollow = np.zeros(SHAPE, np.uint8)
+    hollow[10, 10:20] = hollow[10:20, 10] = 2  # an angle: shrunk to a pixel, that is one of its empty middle
+    counts = np.array([[2400, 0, 0, 0], [2381, 0, 19, 0]])
+    data = data_config(train_transforms=[PLAIN | {"scale": [0.1, 0.1], "onto": ["background"]}])
+    transform = TrainTransform(data, training=TrainingSet(counts, lambda index: (sample(0)[0], hollow)))
+    image, target = transform(*sample(0), seed=3, index=0)
+    np.testing.assert_array_equal(image, sample(0)[0])
+    assert not target.any()
+
+
 def test_small_regions_are_left_where_they_are() -> None:
     mask = np.zeros((20, 20), bool)
     mask[2:5, 2:5] = True
@@ -152,6 +163,20 @@ def test_feathering_blends_the_rim_inside_the_region_alone() -> None:
 def test_p_is_how_often_anything_is_pasted(data_config: Make) -> None:
     transform = paste(data_config, p=0.3)
     assert abs(np.mean([(transform(*sample(0), seed=seed, index=0)[1] == 2).any() for seed in range(600)]) - 0.3) < 0.06
+
+
+def test_regions_lie_on_the_wished_classes_or_are_left_out(data_config: Make) -> None:
+    image, target = sample(0)
+    target[:, 30:] = 1
+    transform = paste(data_config, onto=["block"], max_objects=1)
+    columns = []
+    for seed in range(60):
+        found = np.argwhere(transform(image, target, seed=seed, index=0)[1] == 2)
+        columns += [found[:, 1].min()] if len(found) else []
+    assert min(columns) == 30
+    assert len(columns) > 50  # of ten places half will do
+    target[:] = 255
+    assert (transform(image, target, seed=0, index=0)[1] == 255).all()
 
 
 def test_donors_are_resized_as_the_image_is(data_config: Make) -> None:
