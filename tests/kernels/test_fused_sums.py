@@ -94,7 +94,9 @@ def compare(inputs: Inputs, request: Request, *, rtol: float, atol: float) -> No
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize(("classes", "sigmoid"), [(1, False), (2, False), (5, False), (1, True), (3, True)])
+@pytest.mark.parametrize(
+    ("classes", "sigmoid"), [(1, False), (2, False), (5, False), (11, False), (1, True), (3, True)]
+)
 @pytest.mark.usefixtures("small_chunks")
 def test_fused_sums_and_gradients_are_the_plain_ones(name: str, classes: int, sigmoid: bool) -> None:
     inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
@@ -102,7 +104,7 @@ def test_fused_sums_and_gradients_are_the_plain_ones(name: str, classes: int, si
 
 
 @pytest.mark.parametrize("scale", [0.0, 60.0, 3000.0])
-@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
 @pytest.mark.usefixtures("small_chunks")
 def test_logits_of_any_size_are_summed_right_in_float32(classes: int, sigmoid: bool, scale: float) -> None:
     inputs, request = case({"gamma": (0.5,)}, classes=classes, sigmoid=sigmoid, dtype=torch.float32, scale=scale)
@@ -115,7 +117,7 @@ def test_logits_of_any_size_are_summed_right_in_float32(classes: int, sigmoid: b
 
 
 @pytest.mark.parametrize("name", ["as it is", "threshold that keeps too few", "all of them"])
-@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
 def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch, name: str, classes: int, sigmoid: bool) -> None:
     inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
     whole = gradient(fused_sums, inputs, request)
@@ -192,11 +194,12 @@ def test_the_plain_form_has_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(focal, (small.logits,))
 
 
-@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (3, False), (3, True)])
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["all but certain", "all but impossible"])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (3, False), (9, False), (3, True)])
 @pytest.mark.parametrize("name", ["probability", "squared_probability", "intersection", "cross_entropy", "focal"])
-def test_gradients_of_pixels_that_are_all_but_certain_keep_their_digits(classes: int, sigmoid: bool, name: str) -> None:
+def test_gradients_of_extreme_pixels_keep_their_digits(classes: int, sigmoid: bool, name: str, sign: float) -> None:
     logits = torch.full((1, classes, 1, 3), -1.0)
-    logits[:, -1] = torch.tensor([4.0, 8.0, 14.0])
+    logits[:, -1] = sign * torch.tensor([4.0, 8.0, 14.0])
     target = torch.ones(1, classes, 1, 3) if sigmoid else torch.full((1, 1, 3), classes - 1)
     request = Request((name,), sigmoid, 255, (2.0,), 1.0)
 
