@@ -205,6 +205,29 @@ def check_split(
         DataError: bad files, all in one message (with data.on_bad: skip only if nothing else is left), or masks
             of 0 and 255 throughout, in training for two classes, without a label_map.
     """
+    result = scan_split(data, split, workers=workers, verify=verify, cache=cache, show_progress=show_progress)
+    nothing_left = not len(result.samples)
+    if result.problems and (data.on_bad == "error" or nothing_left):
+        raise bad_files(result.problems, data, split=split, nothing_left=nothing_left)
+    if split == "train":
+        _refuse_unmapped_binary(data, result.counts)
+    return result
+
+
+def scan_split(
+    data: DataConfig,
+    split: str,
+    *,
+    workers: int | None = None,
+    verify: bool = False,
+    cache: bool = True,
+    show_progress: bool = True,
+) -> ScanResult:
+    """Look at every sample as check_split does, but only list what is wrong.
+
+    Raises:
+        DataError: the split has no samples at all.
+    """
     listing = find_samples(data, split)
     samples = Samples.pack(listing.samples)
     store = ScanCache(data, split, rules=label_rules(data))
@@ -221,10 +244,6 @@ def check_split(
     if cache and num_read and rank() == 0:
         store.save(list(good.column("name")), looks.signatures[looks.good], counts)
     problems = [*listing.problems, *looks.problems]
-    if problems and (data.on_bad == "error" or not len(good)):
-        raise bad_files(problems, data, split=split, nothing_left=not len(good))
-    if split == "train":
-        _refuse_unmapped_binary(data, counts)
     frequencies, counts = frequencies_of(counts, data)
     return ScanResult(frequencies, good, counts, problems, num_read, np.flatnonzero(looks.good), listing.unused_masks)
 
