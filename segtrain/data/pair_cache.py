@@ -152,7 +152,9 @@ def _build(pairs: FilePairs, path: Path, *, wanted: _Wanted, tell: Callable[[str
     size = _measured_size(pairs)
     free = _free_bytes(path, kind=pairs.data.cache)
     where = "RAM" if pairs.data.cache == "ram" else "disk"
-    tell(f"cache of split {pairs.name}: about {_human(size)} on {where} ({_human(free)} free), in {path}")
+    tell(
+        f"data.cache: {pairs.data.cache}: about {_human(size)} for split {pairs.name} ({_human(free)} free), in {path}"
+    )
     if size > free * LARGEST_SHARE:
         raise DataError(
             f"data.cache: {pairs.data.cache} needs about {_human(size)} for {len(pairs)} samples in {path.parent}, and "

@@ -105,8 +105,7 @@ def test_it_is_built_once_and_told_with_its_size(pairs: Callable[..., FilePairs]
     written = file.stat().st_mtime_ns
     cached(pairs(), told)
     assert len(told) == 1
-    assert "cache of split 'train'" in told[0]
-    assert "about 15.4 kB on disk" in told[0]  # 5 x 24 x 32 x 4
+    assert "data.cache: disk: about 15.4 kB for split 'train'" in told[0]  # 5 x 24 x 32 x 4
     assert file.stat().st_mtime_ns == written
     assert file.stat().st_size >= 15_360
 
