@@ -106,8 +106,8 @@ class LayoutSection(Section):
         description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "
         "classes); values not listed are errors",
     )
-    name_map: dict[str, Label] = Field(
-        default_factory=dict,
+    name_map: dict[str, Label] | None = Field(
+        None,
         description="a name of the data set (layouts cityscapes, coco, cvat) that is no class: class or 'ignore'",
     )
     colors: dict[str, Color | tuple[Color, ...]] | None = Field(
@@ -168,7 +168,7 @@ class LayoutSection(Section):
         """Yield where a class is named besides `classes`, and that name, number or 'ignore'."""
         for raw, label in (self.label_map or {}).items():
             yield f"label_map[{raw}]", label
-        for name, label in self.name_map.items():
+        for name, label in (self.name_map or {}).items():
             yield f"name_map[{name}]", label
         for label in self.colors or {}:
             yield f"colors[{label}]", label
@@ -193,7 +193,7 @@ class LayoutSection(Section):
         if self.label_map is not None:
             return self.label_map
         if self.layout == "cityscapes":
-            return cityscapes.raw_labels(classes, self.name_map, labels=self.cityscapes.labels)
+            return cityscapes.raw_labels(classes, self.name_map or {}, labels=self.cityscapes.labels)
         if self.layout == "ade20k":
             return {0: IGNORE} | {number + 1: number for number in range(len(classes))}
         return None

@@ -25,7 +25,7 @@ class NameRules:
     def from_config(cls, data: DataConfig, *, others: str | None = None) -> NameRules:
         """From the classes, data.name_map and, for all other names, a class, 'ignore' or 'none'."""
         classes = {name: number for number, name in enumerate(data.class_names)}
-        mapped = {name: raw_value(data, label) for name, label in data.name_map.items()}
+        mapped = {name: raw_value(data, label) for name, label in (data.name_map or {}).items()}
         return cls(tuple((classes | mapped).items()), None if others is None else raw_value(data, others))
 
     def values(self, names: Iterable[str], *, source: Path) -> dict[str, int]:
