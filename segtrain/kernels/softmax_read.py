@@ -126,7 +126,8 @@ def read(
     slopes `[B, C]` are what e is summed over the classes with, beside a plain sum.
 
     Scores of common size need no maximum taken from them: of each pixel, the sums of e^z are looked at, and only a
-    chunk in which one leaves the safe range is done again with care.
+    chunk in which one leaves the safe range is done again with care, as are all after it: the rounding of a pixel
+    may depend on the chunks before its own.
     """
     labels = pixels.at_label(chunk)
     scores = shifted(pixels, load(pixels.logits, chunk, dtype=pixels.dtype, out=e), labels, out=e)
