@@ -150,7 +150,12 @@ class DataConfig(LayoutSection):
                 )
         if "none" in self.class_names:
             raise ValueError("'none' is the word for pixels of none of the classes: give the class another name")
-        if num_classes > 1 and self.label_map is None:
+        decided = self.mask_per_class.changed_keys() & {"overlap", "unlabeled"}
+        if decided:
+            raise ValueError(
+                f"mask_per_class.{min(decided)} makes one class of each pixel, and here classes may overlap: drop it"
+            )
+        if num_classes > 1 and self.raw_labels() is None:
             raise ValueError(
                 "labels: multi_label with one mask for each image needs label_map, which says of each value in the "
                 "masks which class it is, or 'none' of them: such as {0: none, 1: " + self.class_names[0] + "}"

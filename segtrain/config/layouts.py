@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,15 +20,19 @@ MAX_MASK_VALUE = 65535  # of 16-bit masks
 RAW_IGNORED = 65535  # where a reader gives class numbers: what it gives for 'ignore' and, with multi-label, 'none'
 RAW_NONE = 65534
 
+LayoutName = Literal["folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat", "mask_per_class"]
+Meaning = Literal["none", "present", "ignore"]  # of a value in the mask file of one class
+
 # Keys of the data section that only some layouts read: elsewhere they would be ignored, so they are refused.
 LAYOUTS_OF_KEYS: dict[str, tuple[str, ...]] = {
-    "images": ("folders",),
+    "images": ("folders", "mask_per_class"),
     "masks": ("folders",),
     "table": ("table",),
     "cityscapes": ("cityscapes",),
     "voc": ("voc",),
     "coco": ("coco",),
     "cvat": ("cvat",),
+    "mask_per_class": ("mask_per_class",),
     "name_map": ("cityscapes", "coco", "cvat"),
     "label_map": ("folders", "lists", "table", "cityscapes", "voc", "ade20k"),
     "colors": ("folders", "lists", "table", "voc"),
@@ -79,15 +84,55 @@ class CvatConfig(Section):
     images: str = Field("JPEGImages", min_length=1, description="folder of the images under root")
 
 
+class MaskPerClassConfig(Section):
+    """Masks with a file of its own for each class: where they are, and how they become one class for each pixel."""
+
+    pattern: str = Field(
+        "masks/{class}/{split}/{name}.png",
+        description="path of a class's mask under root; {name} is the image's path below its split, without suffix",
+    )
+    values: dict[int, Meaning] = Field({0: "none", 1: "present"}, description="what values mean; others are errors")
+    missing: Literal["error", "absent"] = Field(
+        "error", description="an image without the file of a class: an error, or the class is not in it"
+    )
+    overlap: Literal["error", "first", "last"] = Field(
+        "error", description="labels: exclusive: of classes that overlap the first, or last, of data.classes counts"
+    )
+    unlabeled: str | None = Field(
+        None, description="labels: exclusive: class, or 'ignore', of pixels in no file's class; null: an error"
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_class_and_image(cls, pattern: str) -> str:
+        try:
+            fields = {field for _, field, _, _ in Formatter().parse(pattern) if field is not None}
+        except ValueError as error:
+            raise ValueError(f"{pattern!r} is no pattern ({error})") from None
+        unknown = fields - {"class", "split", "name"}
+        if unknown or not {"class", "name"} <= fields:
+            raise ValueError(f"{pattern!r} must hold {{class}} and {{name}}, and may hold {{split}}, but nothing else")
+        return pattern
+
+    @field_validator("values")
+    @classmethod
+    def _values_of_files(cls, values: dict[int, Meaning]) -> dict[int, Meaning]:
+        if "present" not in values.values() or not all(0 <= raw <= MAX_MASK_VALUE for raw in values):
+            raise ValueError(
+                f"values maps values in the files, 0 to {MAX_MASK_VALUE}, to none, present or ignore, and one of them "
+                "must be present: such as {0: none, 255: present}"
+            )
+        return values
+
+
 class LayoutSection(Section):
     """Where images and masks are, and how masks name their classes: the first part of the data section."""
 
     root: str = Field(min_length=1, description="folder of the data set; relative to the current folder")
-    layout: Literal["folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat"] = Field(
-        "folders", description="how images and masks are kept: see data/README.md"
-    )
+    layout: LayoutName = Field("folders", description="how images and masks are kept: see data/README.md")
     images: str = Field(
-        "images", description="folder of the images under root (layout: folders); {split} in it: the sub-folder"
+        "images",
+        description="folder of the images under root (layouts folders, mask_per_class); {split} in it: the sub-folder",
     )
     masks: str = Field(
         "masks", description="folder of the masks under root (layout: folders); {split} in it: the sub-folder"
@@ -101,6 +146,7 @@ class LayoutSection(Section):
     voc: VocConfig = VocConfig()
     coco: CocoConfig | None = None
     cvat: CvatConfig = CvatConfig()
+    mask_per_class: MaskPerClassConfig = MaskPerClassConfig()
     label_map: dict[int, Label] | None = Field(
         None,
         description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "
@@ -172,6 +218,8 @@ class LayoutSection(Section):
             yield f"name_map[{name}]", label
         for label in self.colors or {}:
             yield f"colors[{label}]", label
+        if self.mask_per_class.unlabeled is not None:
+            yield "mask_per_class.unlabeled", self.mask_per_class.unlabeled
         if self.coco is not None:
             yield "coco.unlabeled", self.coco.unlabeled
             if self.coco.others is not None:
@@ -180,7 +228,7 @@ class LayoutSection(Section):
     @property
     def holds_numbers(self) -> bool:
         """Whether the values of the mask files themselves are what label_map maps, not colours or regions."""
-        return self.colors is None and self.layout not in ("coco", "cvat")
+        return self.colors is None and self.layout not in ("coco", "cvat", "mask_per_class")
 
     def value_map(self, classes: tuple[str, ...]) -> dict[int, Label] | None:
         """What raw mask values mean, as the layout's reader gives them; None: they are the class numbers.

@@ -10,6 +10,7 @@ from segtrain.data.formats.base import HeaderCheck, Layout, Listing, MaskReader,
 from segtrain.data.formats.coco import COCO
 from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS, split_folder
 from segtrain.data.formats.image_sets import CVAT, VOC
+from segtrain.data.formats.mask_per_class import MASK_PER_CLASS
 from segtrain.data.formats.tables import LISTS, TABLE
 from segtrain.data.problems import Problem
 from segtrain.errors import DataError, listing
@@ -40,6 +41,7 @@ FORMATS: dict[str, Layout] = {
     "ade20k": ADE20K,
     "coco": COCO,
     "cvat": CVAT,
+    "mask_per_class": MASK_PER_CLASS,
 }
 
 

@@ -21,13 +21,15 @@ class Sample:
     """One image and its mask; `name` is unique in the split: a posix path without suffix.
 
     mask: the file that holds the mask, which may hold those of other samples as well; None where there is none.
-    key: by which number such a file knows this sample. All fields can be packed into arrays (see samples.py).
+    key: by which number such a file knows this sample. files: where each class has a mask file of its own, their paths
+    in class order, "" where there is none. All fields can be packed into arrays (see samples.py).
     """
 
     name: str
     image: Path
     mask: Path | None
     key: int | None = None
+    files: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class MaskReader(Protocol):
 
     def __call__(self, sample: Sample, *, check: HeaderCheck | None = None) -> AnyArray:
         """Return uint8, uint16 or int32 [H, W]; `check` is called with the header of each mask file that is read.
+
+        Where classes may overlap and each has a file, uint8 [C, H, W] of 0, 1 and ignore_index.
 
         Raises:
             FileProblem: the mask cannot be read.
