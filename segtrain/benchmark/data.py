@@ -94,7 +94,7 @@ def _subjects(
     transform = TrainTransform(data)
     calls: dict[str, Callable[[], object]] = {DECODE: partial(_decode, samples)}
     if "loader" in settings.parts or "cache" in settings.parts:
-        calls[TRANSFORMS] = partial(_decode_and_transform, samples, transform)
+        calls[TRANSFORMS] = partial(_decode_and_transform, samples, transform, _keys(settings, len(samples)))
     if "loader" in settings.parts:
         dataset = TrainDataset(pairs, data)
         calls[LOADER] = _epochs(stack, settings, dataset, workers=0)
@@ -128,17 +128,27 @@ def _decode(samples: Samples[Sample]) -> None:
         cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
 
 
-def _decode_and_transform(samples: Samples[Sample], transform: TrainTransform) -> None:
-    for index, sample in enumerate(samples):
+def _decode_and_transform(samples: Samples[Sample], transform: TrainTransform, keys: list[tuple[int, int]]) -> None:
+    for index, seed in keys:
+        sample = samples[index]
         image = cv2.imread(str(sample.image), cv2.IMREAD_UNCHANGED)
         mask = cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
         if image is None or mask is None or image.ndim != 3:
             raise ConfigError(f"{sample.image}: `benchmark data` measures colour images with masks that OpenCV reads")
-        transform(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask, seed=index, index=index)
+        transform(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask, seed=seed, index=index)
+
+
+def _sampler(settings: DataSettings, num_samples: int) -> TrainBatchSampler:
+    return TrainBatchSampler(num_samples, min(settings.batch, num_samples), seed=0)
+
+
+def _keys(settings: DataSettings, num_samples: int) -> list[tuple[int, int]]:
+    """What the loader reads, with the same draws: some images are enlarged to four times their pixels, some shrunk."""
+    return [key for batch in _sampler(settings, num_samples) for key in batch]
 
 
 def _epochs(stack: ExitStack, settings: DataSettings, dataset: TrainDataset, *, workers: int) -> Callable[[], object]:
-    sampler = TrainBatchSampler(len(dataset), min(settings.batch, len(dataset)), seed=0)
+    sampler = _sampler(settings, len(dataset))
     loader: Loader[dict[str, torch.Tensor]] = build_train_loader(dataset, sampler, workers=workers)
     stack.callback(loader.close)
 

@@ -21,6 +21,7 @@ from segtrain.errors import DataError, some
 
 MAX_VALUES_SHOWN = 10
 LARGEST_RAW_VALUE = 65535
+PIXELS_PER_RUN = 16  # with fewer on average, counting by runs is the slower way
 CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
 
 COLOR_MASK = (
@@ -139,6 +140,9 @@ def _unscale(pixels: AnyArray, data: bytes, header: Header) -> AnyArray:
 
 def histogram(raw: AnyArray) -> NDArray[np.int64]:
     """Count each value of uint8 or uint16 [H, W]: int64 [256] or [65536]."""
+    found = _count_runs(raw.ravel())
+    if found is not None:
+        return found
     if raw.dtype == np.uint16:
         return np.bincount(raw.ravel(), minlength=LARGEST_RAW_VALUE + 1)
     flat = np.ascontiguousarray(raw).reshape(1, -1)
@@ -148,6 +152,19 @@ def histogram(raw: AnyArray) -> NDArray[np.int64]:
         # The shape of the result differs between OpenCV 4 and 5.
         counts += np.rint(cv2.calcHist([part], [0], None, [256], [0, 256])).astype(np.int64).ravel()
     return counts
+
+
+def _count_runs(flat: AnyArray) -> NDArray[np.int64] | None:
+    """Count values by their runs, of which masks have few: faster than pixel by pixel; None where there are many."""
+    changes = flat[1:] != flat[:-1]
+    num_changes = int(np.count_nonzero(changes))
+    if not flat.size or num_changes > flat.size // PIXELS_PER_RUN:
+        return None
+    bounds = np.empty(num_changes + 2, np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, np.flatnonzero(changes) + 1, flat.size
+    num_values = np.iinfo(flat.dtype).max + 1
+    # sums of whole numbers in float64 are exact up to 2^53
+    return np.bincount(flat[bounds[:-1]], weights=np.diff(bounds), minlength=num_values).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -211,14 +228,24 @@ class LabelRules:
             DataError: values without a meaning, with the number of their pixels.
         """
         raw = narrow(raw)
-        reason = self.explain_unknown(histogram(raw))
-        if reason:
-            raise DataError(reason)
+        if self._may_be_unknown(raw):
+            reason = self.explain_unknown(histogram(raw))
+            if reason:
+                raise DataError(reason)
         if raw.dtype == np.uint8 and self._keeps_bytes:
             return raw
         if raw.dtype == np.uint8 and self.target_dtype == np.uint8:
             return cv2.LUT(raw, self._targets[:256])
         return np.asarray(self._targets[raw])
+
+    def _may_be_unknown(self, raw: AnyArray) -> bool:
+        """Whether some value has no meaning, by quicker ways than counting all; wider masks are always counted."""
+        if raw.dtype != np.uint8 or not raw.size:
+            return True
+        unknown = self._slots[:256] > self.num_classes
+        if not unknown.any() or int(raw.max()) < int(unknown.argmax()):
+            return False
+        return cv2.countNonZero(cv2.LUT(raw, unknown.view(np.uint8))) > 0
 
     def count(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Fold a histogram of raw values into int64 [num_classes + 1]; the last entry counts ignored pixels."""

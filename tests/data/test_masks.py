@@ -273,3 +273,30 @@ def _grey_png(values: list[int], bits: int) -> bytes:
     row = b"\0" + joined.to_bytes(len(values) * bits // 8, "big")
     header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 96)])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_values_are_counted_alike_in_long_runs_and_in_noise(dtype: Any, shape: tuple[int, int], noisy: bool) -> None:
+    top = np.iinfo(dtype).max
+    generator = np.random.default_rng(0)
+    raw = generator.integers(0, top, shape, endpoint=True).astype(dtype)
+    if not noisy:
+        raw = np.sort(raw.ravel() % 3).reshape(shape).astype(dtype) * dtype(top // 2)
+    counts = histogram(raw)
+    assert (counts.dtype, counts.shape) == (np.int64, (top + 1,))
+    values, numbers = np.unique(raw, return_counts=True)
+    np.testing.assert_array_equal(np.flatnonzero(counts), values)
+    np.testing.assert_array_equal(counts[values], numbers)
+
+
+@pytest.mark.parametrize("strange", [3, 11, 200, 254])
+def test_one_strange_pixel_is_found_beside_ignored_ones(data_config: Callable[..., DataConfig], strange: int) -> None:
+    rules = LabelRules.from_config(data_config())
+    raw = np.zeros((40, 50), np.uint8)
+    raw[:, 30:] = 255
+    rules.encode(raw)
+    raw[17, 5] = strange
+    with pytest.raises(DataError, match=rf"unknown mask values: {strange} \(1 pixels\)"):
+        rules.encode(raw)
