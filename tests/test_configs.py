@@ -28,12 +28,16 @@ def test_the_shipped_configurations_are_the_promised_ones() -> None:
     assert [path.stem for path in CONFIGS] == ["camvid", "camvid_cpu", "camvid_mini", "quickstart"]
 
 
-def test_the_remedies_differ_in_their_loss_alone() -> None:
+def test_the_remedies_differ_in_their_loss_alone_or_in_what_is_shown() -> None:
     assert REMEDIES
     base = load_config(FOLDER / "camvid_mini.yaml")
     for path in REMEDIES:
         config = load_config(path)
         assert config.name == f"remedy_{path.stem}"
+        if path.stem.startswith("rare_class"):
+            shown = {"sampling": base.data.sampling, "train_transforms": base.data.train_transforms}
+            assert config.data != base.data
+            config = config.model_copy(update={"data": config.data.model_copy(update=shown)})
         assert config.model_copy(update={"name": base.name, "loss": base.loss}) == base, path.name
 
 

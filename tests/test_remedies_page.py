@@ -40,7 +40,8 @@ def _config(block: str) -> Any:
 def test_each_block_is_a_valid_configuration_whose_loss_can_be_built(block: str) -> None:
     config = _config(block)
     frequencies = ClassFrequencies.from_counts(np.array([[900, 90, 10, 0], [950, 50, 0, 0]]))
-    loss = build_loss(config.loss, num_classes=len(CLASSES), frequencies=frequencies, class_names=CLASSES)
+    counted = {"frequencies": frequencies, "realised": frequencies}
+    loss = build_loss(config.loss, num_classes=len(CLASSES), class_names=CLASSES, **counted)
     assert isinstance(loss, torch.nn.Module)
 
 
