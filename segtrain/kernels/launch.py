@@ -1,8 +1,14 @@
-"""How the Triton kernels are launched: pixels of a tile, warps, and programs, by the number of classes and the type."""
+"""How the Triton kernels are launched: pixels of a tile, warps, and programs, by the number of classes and the layout.
+
+`TUNER.enabled = True` has the kernels that read the logits try a few launches the first time they meet a number of
+classes, a type and a layout, and keep the fastest, as `torch.backends.cudnn.benchmark` does. It is off by default: the
+trials cost seconds, and sums rounded in another order differ in their last digits from one run to the next.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,14 +28,14 @@ class Launch:
 
 
 def columns(num_classes: int, *, channels_last: bool) -> Launch:
-    """Return how `triton_columns` is launched: two pixels a thread, one where the layout needs the registers."""
+    """Return how `triton_columns` is launched: two pixels a thread, and fewer threads where each holds much."""
     if channels_last and num_classes > 8:
         return Launch(block=128, warps=2, programs=4)
     return Launch(block=256, warps=4, programs=2 if num_classes > 12 else 4)
 
 
 def tiles(width: int) -> Launch:
-    """Return how `triton_tiles` is launched: 32 or 64 elements a thread; `width` is C up to a power of two."""
+    """Return how `triton_tiles` is launched: 32 elements a thread; `width` is C, up to a power of two."""
     warps = 4 if width <= 256 else 8 if width <= 512 else 16
     return Launch(block=max(4096 // width, 16), warps=warps, programs=16 // warps)
 
@@ -46,6 +52,54 @@ LABEL_CLASSES = 16  # of one program of `triton_labels`
 MINING = Launch(block=1024, warps=4, programs=4)
 TIES = Launch(block=128, warps=4, programs=8)
 TILES_OF_A_RUN = 32  # of `triton_mining.keep_hardest`
+
+
+@dataclass
+class Tuner:
+    """Which launch is the fastest, found by trial where `enabled`; a choice holds for the process."""
+
+    enabled: bool = False
+    chosen: dict[Hashable, Launch] = field(default_factory=dict)
+
+    def choose(
+        self, key: Hashable, default: Launch, run: Callable[[Launch], object], *, device: torch.device
+    ) -> Launch:
+        """Return `default`, or with `enabled` the fastest for `key` among it and others of its kind.
+
+        Args:
+            key: what a choice depends on.
+            default: what the table says.
+            run: launches the kernel; may be called many times.
+            device: of the tensors; nothing is tried on the CPU, or while a CUDA graph is captured.
+        """
+        if not self.enabled or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return default
+        if key not in self.chosen:
+            self.chosen[key] = min(candidates(default), key=lambda launch: milliseconds(run, launch))
+        return self.chosen[key]
+
+
+TUNER = Tuner()
+
+
+def candidates(default: Launch) -> Iterable[Launch]:
+    """Return the launches that are tried: tiles of the same size a thread, and more or fewer programs."""
+    sizes = [replace(default, block=default.block * n // 4, warps=default.warps * n // 4) for n in (2, 4, 8)]
+    sizes = [launch for launch in sizes if launch.warps and launch.block >= 16]
+    return [replace(launch, programs=n) for launch in sizes for n in sorted({2, 4, 8, default.programs})]
+
+
+def milliseconds(run: Callable[[Launch], object], launch: Launch) -> float:
+    """Return the median time of a launch over 7 runs on the current CUDA device, the first two left out."""
+    times = []
+    for _ in range(9):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run(launch)
+        end.record()
+        end.synchronize()
+        times.append(float(start.elapsed_time(end)))
+    return sorted(times[2:])[3]
 
 
 def num_programs(launch: Launch, size: int, *, device: torch.device, shared_by: int = 1) -> int:

@@ -57,7 +57,7 @@ def forward(
     pixels, num_classes, sn, sc, sp, ignore_index, scale, gamma, cut,
     WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Put the sums of program (s, k, n) into partial `[4 + K, N, C, S, BLOCK]`; grid (S, blocks of WIDTH classes, N).
+    """Put the sums of program (s, k, n) into partial `[4 + K, N, C, S]`; grid (S, blocks of WIDTH classes, N).
 
     Its rows are pixels, negatives, kept and kept_negatives, and then what WANTED names (bit i for that of SUMS), the
     pixel terms followed by their negatives. Mining is as in `triton_columns.forward`, for each class of a pixel.
@@ -90,18 +90,18 @@ def forward(
             kept = tl.where(hard, count, 0.0)
         power = power_of(unlikely, exponent) * loss if WANTED & 16 else loss
         sums = add_tile(sums, label, likely, unlikely, loss, power, count, kept, WANTED)
-    lanes = tl.num_programs(0).to(tl.int64) * BLOCK
-    place = partial + (n * num_classes + c.to(tl.int64))[None, :] * lanes + s * BLOCK + tl.arange(0, BLOCK)[:, None]
-    stride = tl.num_programs(2) * num_classes * lanes
-    stored = tl.broadcast_to((c < num_classes)[None, :], [BLOCK, WIDTH])
+    programs = tl.num_programs(0).to(tl.int64)
+    place = partial + (n * num_classes + c.to(tl.int64)) * programs + s
+    stride = tl.num_programs(2) * num_classes * programs
     spoilt = tl.where(tl.sum(tl.sum(wrong, axis=1), axis=0) > 0, float("nan"), 0.0)  # as in triton_columns
     for row in tl.static_range(11):
         if row < 4 or WANTED & (0, 0, 0, 0, 1, 2, 4, 8, 8, 16, 16)[row]:
-            tl.store(place, sums[row] + spoilt if row == 0 else sums[row], mask=stored)
+            total = tl.sum(sums[row], axis=0)
+            tl.store(place, total + spoilt if row == 0 else total, mask=c < num_classes)
             place += stride
     if losses is not None:
-        tl.atomic_add(counts, tl.sum(tl.sum(num_valid, axis=1), axis=0).to(tl.int64))
-        tl.atomic_add(counts + 1, tl.sum(tl.sum(num_hard, axis=1), axis=0).to(tl.int64))
+        tl.atomic_add(counts, tl.sum(tl.sum(num_valid, axis=1), axis=0).to(tl.int64), sem="relaxed")
+        tl.atomic_add(counts + 1, tl.sum(tl.sum(num_hard, axis=1), axis=0).to(tl.int64), sem="relaxed")
 
 
 @triton.jit

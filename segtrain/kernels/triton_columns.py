@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from segtrain.kernels.triton_pixel import (
+    FOLD,
     add_at_label,
     add_each,
     channels_of,
@@ -111,9 +112,9 @@ def forward(
     WANTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Put the sums of program (s, n) into partial float32 `[2 + K, N, C, S, BLOCK / 2]`; grid (S, N).
+    """Put the sums of program (s, n) into partial float32 `[2 + K, N, C, S, BLOCK / 16]`; grid (S, N).
 
-    Its rows are pixels, kept, and the K sums that WANTED names (bit i for that of SUMS), for each thread apart.
+    Its rows are pixels, kept, and the K sums that WANTED names (bit i for that of SUMS).
 
     With `losses` hard examples are mined on the way: it receives ℓ (0 where ignored) and `mask` whether ℓ > cut, both
     in the shape of target; `counts` (int64) gains the numbers of valid and of hard pixels; the pixel terms are summed
@@ -150,15 +151,16 @@ def forward(
         else:
             focal = loss
         sums = add_tile(sums, x, e, label, label_e, inverse, loss, focal, count, kept, factor, C, WANTED, BLOCK)
-    lanes = tl.num_programs(0).to(tl.int64) * (BLOCK // 2)
-    place = partial + n.to(tl.int64) * C * lanes + s * (BLOCK // 2)
+    LANES: tl.constexpr = BLOCK // 2 // FOLD
+    lanes = tl.num_programs(0).to(tl.int64) * LANES
+    place = partial + n.to(tl.int64) * C * lanes + s * LANES
     store_tile(place, lanes, tl.num_programs(1) * C * lanes, sums, C, WANTED, BLOCK)
     if tl.sum(wrong) > 0:  # no host can be asked here: a label out of range shows as a loss that is not a number
         tl.debug_barrier()
         tl.store(place, float("nan"))
     if losses is not None:
-        tl.atomic_add(counts, tl.sum(num_valid).to(tl.int64))
-        tl.atomic_add(counts + 1, tl.sum(num_hard).to(tl.int64))
+        tl.atomic_add(counts, tl.sum(num_valid).to(tl.int64), sem="relaxed")
+        tl.atomic_add(counts + 1, tl.sum(num_hard).to(tl.int64), sem="relaxed")
 
 
 @triton.jit

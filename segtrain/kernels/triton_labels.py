@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from segtrain.kernels.triton_pixel import (
+    FOLD,
     add_at_label,
     exponent_of,
     power_of,
@@ -37,7 +38,7 @@ def forward(
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Put sums of COUNT classes, of program (k, s, n), into partial `[5, N, chunks · COUNT, S, BLOCK / 2]`.
+    """Put sums of COUNT classes, of program (k, s, n), into partial `[5, N, chunks · COUNT, S, BLOCK / 16]`.
 
     The rows are pixels, kept, intersection, cross_entropy and focal; the grid is (chunks of classes, S, N). A program
     returns at once where `settled` is given and not 0.
@@ -64,9 +65,10 @@ def forward(
         for row in tl.static_range(5):
             added = added + (add_at_label(sums[row], label - k * COUNT, values[row], COUNT, BLOCK),)
         sums = added
-    lanes = tl.num_programs(1).to(tl.int64) * (BLOCK // 2)
+    LANES: tl.constexpr = BLOCK // 2 // FOLD
+    lanes = tl.num_programs(1).to(tl.int64) * LANES
     stride = tl.num_programs(2) * tl.num_programs(0) * COUNT * lanes
-    place = partial + (n.to(tl.int64) * tl.num_programs(0) + k) * COUNT * lanes + s * (BLOCK // 2)
+    place = partial + (n.to(tl.int64) * tl.num_programs(0) + k) * COUNT * lanes + s * LANES
     for row in tl.static_range(5):
         store_sums(place + row * stride, sums[row], COUNT, BLOCK // 2, lanes)
     if tl.sum(wrong) > 0:  # see triton_columns.forward

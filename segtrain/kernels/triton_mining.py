@@ -46,8 +46,8 @@ def count_groups(
         )  # fmt: skip
         loss = tl.load(losses + place, mask=group >= 0, other=0.0)
         one = tl.full([BLOCK], 1, tl.int64)
-        tl.atomic_add(counts + group, one, mask=group >= 0)
-        tl.atomic_add(counts + groups + group, one, mask=(group >= 0) & (loss > cut))
+        tl.atomic_add(counts + group, one, mask=group >= 0, sem="relaxed")
+        tl.atomic_add(counts + groups + group, one, mask=(group >= 0) & (loss > cut), sem="relaxed")
 
 
 @triton.jit
@@ -94,6 +94,7 @@ def histogram(
     if GROUPING == 0:
         if tl.load(state + 3) != 0:
             return
+    found = tl.zeros([1 << WIDTH], tl.int32)
     for start in range(tl.program_id(0), tl.cdiv(size, BLOCK), tl.num_programs(0)):
         place = tl.full([], BLOCK, tl.int64) * start + tl.arange(0, BLOCK)
         group = read_group(
@@ -107,11 +108,12 @@ def histogram(
             known = known & ((bits >> (SHIFT + WIDTH)).to(tl.int64) == prefix)
         digit = (bits >> SHIFT) & ((1 << WIDTH) - 1)
         if GROUPING == 0:
-            found = tl.histogram(digit, 1 << WIDTH, mask=known)
-            tl.atomic_add(bins + tl.arange(0, 1 << WIDTH), found.to(tl.int64), mask=found > 0)
+            found += tl.histogram(digit, 1 << WIDTH, mask=known)
         else:
             one = tl.full([BLOCK], 1, tl.int64)
-            tl.atomic_add(bins + (group.to(tl.int64) << WIDTH) + digit, one, mask=known)
+            tl.atomic_add(bins + (group.to(tl.int64) << WIDTH) + digit, one, mask=known, sem="relaxed")
+    if GROUPING == 0:
+        tl.atomic_add(bins + tl.arange(0, 1 << WIDTH), found.to(tl.int64), mask=found > 0, sem="relaxed")
 
 
 @triton.jit
@@ -167,7 +169,7 @@ def count_ties(
             losses, target, state, place, place < size, channel_pixels, num_channels, ignore_index, labels, GROUPING
         )  # fmt: skip
         one = tl.full([BLOCK], 1, tl.int64)
-        tl.atomic_add(ties + group * blocks + start // TILES, one, mask=undecided)
+        tl.atomic_add(ties + group * blocks + start // TILES, one, mask=undecided, sem="relaxed")
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FOLD = tl.constexpr(8)  # neighbouring threads whose sums are added up before they are stored
 GAMMAS = 8  # that one launch of `write_gammas` stores
 
 
@@ -164,10 +165,13 @@ def add_each(sums, values, factor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_sums(place, sums, COUNT: tl.constexpr, ROWS: tl.constexpr, lanes):
-    """Store COUNT sums `[ROWS]` as each thread holds them, `lanes` apart from `place` on, to be added up later."""
-    place += tl.arange(0, ROWS)
+    """Store COUNT sums `[ROWS]`, each as ROWS / 8 numbers, `lanes` apart from `place` on, to be added up later.
+
+    Eight neighbours are added up here: all of them would be many instructions, none of them much to write.
+    """
+    place += tl.arange(0, ROWS // FOLD)
     for c in tl.static_range(COUNT):
-        tl.store(place + c * lanes, sums[c])
+        tl.store(place + c * lanes, tl.sum(tl.reshape(sums[c], [ROWS // FOLD, FOLD]), axis=1))
 
 
 @triton.jit(do_not_specialize=["first"])

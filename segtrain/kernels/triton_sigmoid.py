@@ -75,7 +75,7 @@ def _read(
     launch = _launch(read)
     rows = len(COUNTS) + sum(len(ROWS[name]) for i, name in enumerate(SUMS) if wanted >> i & 1)
     grid = _grid(read, launch)
-    partial = read.partial(rows, read.logits.shape[1], grid[0] * launch.block)
+    partial = read.partial(rows, read.logits.shape[1], grid[0])
     triton_binary.forward[grid](
         **_arguments(read, request, launch),
         partial=partial,

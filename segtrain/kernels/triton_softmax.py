@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels import triton_columns, triton_columns_backward, triton_labels, triton_tiles
-from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, columns, tiles
+from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, TUNER, Launch, columns, tiles
 from segtrain.kernels.request import SUMS, Inputs, Request
 from segtrain.kernels.triton_inputs import Read, options, power_of_two, total, wanted_bits
 from segtrain.kernels.triton_ranks import Mined
 
+LANE_PIXELS = 16  # of a tile, whose sums `store_sums` stores as one: two of each of eight threads
 OVER_CLASSES = ("probability", "squared_probability", "log_mass")  # the sums in which every class has a share
 COUNTS = ("pixels", "kept")
 LOG_MASS = 1 << SUMS.index("log_mass")
@@ -48,16 +49,17 @@ def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
     """Return the gradient of the logits, in their type and layout, given that of the sums, float64 `[K, N, C]`."""
     read = Read.prepare(inputs, request)
     result = torch.empty_like(read.logits)
+    slopes = (grads * request.scale).float()  # before anything is rounded to the type of the logits
     num_classes = read.logits.shape[1]
     few = num_classes <= FEW_CLASSES
-    launch = columns(num_classes, channels_last=read.last) if few else tiles(power_of_two(num_classes))
     kernel = triton_columns_backward.backward if few else triton_tiles.backward
-    if result.numel():
+
+    def run(launch: Launch) -> None:
         kernel[(read.programs(launch), len(result))](
             **_tensors(read),
             **_settings(read, request),
             gammas=read.gammas,
-            grads=(grads * request.scale).float(),
+            grads=slopes,
             result=result,
             gamma=read.gamma,
             C=num_classes,
@@ -66,6 +68,10 @@ def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
             BLOCK=launch.block,
             **options(launch),
         )
+
+    if result.numel():
+        launch = columns(num_classes, channels_last=read.last) if few else tiles(power_of_two(num_classes))
+        run(TUNER.choose(("backward", *_kind(read), request.wanted), launch, run, device=result.device))
     like = torch.empty_like(inputs.logits)
     return result if like.stride() == result.stride() else like.copy_(result)
 
@@ -108,26 +114,32 @@ def _columns(
 ) -> dict[str, Tensor]:
     """Read the logits: the counts and the wanted sums, of the pixels that a threshold keeps where there is `mined`."""
     images, num_classes = read.logits.shape[:2]
-    launch = columns(num_classes, channels_last=read.last)
     names = (*COUNTS, *(name for index, name in enumerate(SUMS) if wanted >> index & 1))
-    programs = read.programs(launch)
-    partial = read.partial(len(names), num_classes, programs * launch.block // 2)
-    triton_columns.forward[(programs, images)](
-        **_tensors(read),
-        **_settings(read, request),
-        **_mining(mined),
-        gammas=read.gammas,
-        gamma=read.gamma,
-        partial=partial,
-        losses=None if mined is None else mined.losses,
-        settled=settled,
-        C=num_classes,
-        WIDTH=power_of_two(num_classes),
-        WANTED=wanted,
-        BLOCK=launch.block,
-        **options(launch),
-    )
-    return dict(zip(names, total(partial).unbind(), strict=True))
+
+    def run(launch: Launch) -> Tensor:
+        programs = read.programs(launch)
+        partial = read.partial(len(names), num_classes, programs * launch.block // LANE_PIXELS)
+        triton_columns.forward[(programs, images)](
+            **_tensors(read),
+            **_settings(read, request),
+            **_mining(mined),
+            gammas=read.gammas,
+            gamma=read.gamma,
+            partial=partial,
+            losses=None if mined is None else mined.losses,
+            settled=settled,
+            C=num_classes,
+            WIDTH=power_of_two(num_classes),
+            WANTED=wanted,
+            BLOCK=launch.block,
+            **options(launch),
+        )
+        return partial
+
+    launch = columns(num_classes, channels_last=read.last)
+    if mined is None and settled is None:
+        launch = TUNER.choose(("columns", *_kind(read), wanted), launch, run, device=read.logits.device)
+    return dict(zip(names, total(run(launch)).unbind(), strict=True))
 
 
 def _tiles(
@@ -135,24 +147,30 @@ def _tiles(
 ) -> dict[str, Tensor]:
     """Read the logits: the wanted ones of the sums over all classes; write the losses where there are."""
     images, num_classes = read.logits.shape[:2]
-    launch = tiles(power_of_two(num_classes))
     names = tuple(name for index, name in enumerate(SUMS) if wanted >> index & 1 and name in OVER_CLASSES)
-    programs = read.programs(launch)
-    partial = read.partial(len(names), num_classes, programs * launch.block)
-    triton_tiles.forward[(programs, images)](
-        **_tensors(read),
-        **_settings(read, request),
-        **_mining(mined),
-        partial=partial,
-        losses=losses,
-        settled=None,
-        C=num_classes,
-        WIDTH=power_of_two(num_classes),
-        WANTED=wanted,
-        BLOCK=launch.block,
-        **options(launch),
-    )
-    return dict(zip(names, total(partial).unbind(), strict=True))
+
+    def run(launch: Launch) -> Tensor:
+        programs = read.programs(launch)
+        partial = read.partial(len(names), num_classes, programs)
+        triton_tiles.forward[(programs, images)](
+            **_tensors(read),
+            **_settings(read, request),
+            **_mining(mined),
+            partial=partial,
+            losses=losses,
+            settled=None,
+            C=num_classes,
+            WIDTH=power_of_two(num_classes),
+            WANTED=wanted,
+            BLOCK=launch.block,
+            **options(launch),
+        )
+        return partial
+
+    launch = tiles(power_of_two(num_classes))
+    if mined is None:
+        launch = TUNER.choose(("tiles", *_kind(read), wanted), launch, run, device=read.logits.device)
+    return dict(zip(names, total(run(launch)).unbind(), strict=True))
 
 
 def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor | None = None) -> dict[str, Tensor]:
@@ -160,7 +178,7 @@ def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor |
     images, num_classes = read.logits.shape[:2]
     chunks = -(-num_classes // LABEL_CLASSES)
     programs = read.programs(LABELS)
-    partial = read.partial(len(BY_LABEL), chunks * LABEL_CLASSES, programs * LABELS.block // 2)
+    partial = read.partial(len(BY_LABEL), chunks * LABEL_CLASSES, programs * LABELS.block // LANE_PIXELS)
     triton_labels.forward[(chunks, programs, images)](
         losses,
         read.target,
@@ -179,6 +197,11 @@ def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor |
     )
     sums = dict(zip(BY_LABEL, total(partial)[..., :num_classes].unbind(), strict=True))
     return sums if settled is None else {name: sums[name] for name in ("kept", "cross_entropy", "focal")}
+
+
+def _kind(read: Read) -> tuple[Any, ...]:
+    """Return what the fastest launch depends on."""
+    return read.logits.dtype, read.logits.shape[1], read.last, read.weight is None, read.keep is None
 
 
 def _tensors(read: Read) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def forward(
     WANTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the loss of each pixel, and put sums of program (s, n) into partial `[K, N, C, S, BLOCK]`; grid (S, N).
+    """Write the loss of each pixel, and put sums of program (s, n) into partial `[K, N, C, S]`; grid (S, N).
 
     Its rows are those of WANTED that are no sums by label: probability (1), squared_probability (2), log_mass (32).
     `losses`, `mask`, `counts` and `settled` are as in `triton_columns.forward`; the first is always given where it is
@@ -135,22 +135,21 @@ def forward(
             AXIS: tl.constexpr = 1 if LAST else 0
             at_label = tl.sum(tl.where(across(c, LAST) == along(label, LAST), x, 0.0), axis=AXIS)
             log_mass += (along(loss, LAST) + (along(at_label, LAST) - x) * 0.6931471805599453) * along(kept, LAST)
-    lanes = tl.num_programs(0).to(tl.int64) * BLOCK
-    place = partial + n.to(tl.int64) * C * lanes + s * BLOCK
-    place = place + across(c.to(tl.int64), LAST) * lanes + along(tl.arange(0, BLOCK), LAST)
-    stored = across(c < C, LAST) & along(tl.arange(0, BLOCK) < BLOCK, LAST)
-    stride = tl.num_programs(1) * C * lanes
+    PIXELS: tl.constexpr = 0 if LAST else 1
+    programs = tl.num_programs(0).to(tl.int64)
+    place = partial + (n.to(tl.int64) * C + c) * programs + s
+    stride = tl.num_programs(1) * C * programs
     if WANTED & 1:
-        tl.store(place, probability, mask=stored)
+        tl.store(place, tl.sum(probability, axis=PIXELS), mask=c < C)
         place += stride
     if WANTED & 2:
-        tl.store(place, squared, mask=stored)
+        tl.store(place, tl.sum(squared, axis=PIXELS), mask=c < C)
         place += stride
     if WANTED & 32:
-        tl.store(place, log_mass, mask=stored)
+        tl.store(place, tl.sum(log_mass, axis=PIXELS), mask=c < C)
     if counts is not None:
-        tl.atomic_add(counts, tl.sum(num_valid).to(tl.int64))
-        tl.atomic_add(counts + 1, tl.sum(num_hard).to(tl.int64))
+        tl.atomic_add(counts, tl.sum(num_valid).to(tl.int64), sem="relaxed")
+        tl.atomic_add(counts + 1, tl.sum(num_hard).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
