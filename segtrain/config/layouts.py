@@ -27,6 +27,7 @@ Meaning = Literal["none", "present", "ignore"]  # of a value in the mask file of
 LAYOUTS_OF_KEYS: dict[str, tuple[str, ...]] = {
     "images": ("folders", "mask_per_class"),
     "masks": ("folders",),
+    "mask_end": ("folders",),
     "table": ("table",),
     "cityscapes": ("cityscapes",),
     "voc": ("voc",),
@@ -136,6 +137,9 @@ class LayoutSection(Section):
     )
     masks: str = Field(
         "masks", description="folder of the masks under root (layout: folders); {split} in it: the sub-folder"
+    )
+    mask_end: str = Field(
+        "", description="what the stems of masks have more than those of images, such as _mask (layout: folders)"
     )
     splits: dict[str, str] = Field(
         default_factory=lambda: {"train": "train", "val": "val", "test": "test"},

@@ -70,7 +70,7 @@ def data_section(found: Recognized, survey: Survey | None) -> str:
     Where nothing names the classes, each value or colour of the masks gets a name to be replaced.
     """
     section: dict[str, Any] = {"root": str(found.root), "layout": found.layout}
-    section |= {key: value for key, value in found.options.items() if key in ("images", "masks")}
+    section |= {key: value for key, value in found.options.items() if key in ("images", "masks", "mask_end")}
     section["splits"] = found.splits
     section |= {key: value for key, value in found.options.items() if key not in section}
     lines = ["data:", *(f"  {key}: {_yaml(value)}" for key, value in section.items())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,6 +13,7 @@ from segtrain.config.cityscapes import EVALUATED
 from segtrain.config.layouts import IGNORE
 from segtrain.data.formats.base import image_files
 from segtrain.data.formats.coco_index import open_index
+from segtrain.data.formats.folders import split_folder
 from segtrain.data.formats.image_sets import IMAGE_SETS, LABEL_MAP, read_label_map
 from segtrain.errors import DataError
 
@@ -193,13 +195,27 @@ def _pairs(root: Path) -> Recognized | None:
 
 
 def _as_pairs(root: Path, splits: dict[str, str], images: str, masks: str) -> Recognized | None:
-    places = tuple(root / masks.replace("{split}", part) for part in splits.values())
-    if "{split}" not in masks:
-        places = tuple(root / masks / part for part in splits.values())
+    places = tuple(root / split_folder(masks, part) for part in splits.values())
     if not any(next(image_files(place), None) for place in places):
         return None
     options = {key: name for key, name in (("images", images), ("masks", masks)) if name != key}
+    stems = {path.stem for part in splits.values() for path in image_files(root / split_folder(images, part))}
+    end = _mask_end(stems, {path.stem for place in places for path in image_files(place)})
+    options |= {"mask_end": end} if end else {}
     return Recognized("folders", root, splits, options, masks=places)
+
+
+def _mask_end(images: set[str], masks: set[str]) -> str:
+    """What most masks have after the stem of an image, where few have its very stem."""
+    if len(images & masks) * 2 >= len(masks):
+        return ""
+    ends = Counter(mask[len(image) :] for mask in masks for image in _starts(mask) if image in images)
+    end, count = ends.most_common(1)[0] if ends else ("", 0)
+    return end if count * 2 >= len(masks) else ""
+
+
+def _starts(stem: str) -> Iterator[str]:
+    return (stem[:length] for length in range(len(stem) - 1, 0, -1))
 
 
 def _named(names: list[str]) -> tuple[str, str] | None:

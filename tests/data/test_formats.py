@@ -67,6 +67,21 @@ def test_linked_folders_are_followed_and_loops_end(data_config: Make, save: Save
     assert [sample.name for sample in find_samples(data_config(), "train").samples] == ["linked/a"]
 
 
+def test_masks_may_lie_beside_their_images_with_an_end_of_their_own(data_config: Make, save: Save) -> None:
+    for name in ("train/a.jpg", "train/a_mask.png", "train/b.jpg", "train/b_mask.png", "train/c.jpg"):
+        save(name, DOT)
+    config = data_config(images="{split}", masks="{split}", mask_end="_mask")
+    found = find_samples(config, "train")
+    assert [(sample.name, sample.mask.name) for sample in found.samples if sample.mask] == [
+        ("a", "a_mask.png"),
+        ("b", "b_mask.png"),
+    ]
+    (problem,) = found.problems
+    assert "train/c_mask.png" in problem.reason
+    with pytest.raises(DataError, match=r"holds images and masks: data\.mask_end tells them apart"):
+        find_samples(data_config(images="{split}", masks="{split}"), "train")
+
+
 def test_missing_masks_and_double_stems_are_listed_together(data_config: Make, save: Save) -> None:
     for name in ("images/train/alone.png", "images/train/two.png", "images/train/two.jpg", "images/train/three.png"):
         save(name, DOT)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import find_samples
 from segtrain.data.frequencies import check_split
+from segtrain.data.sources import FilePairs
 from segtrain.errors import DataError
 
 Make = Callable[..., DataConfig]
@@ -135,6 +136,14 @@ def test_any_mask_of_colours_is_exact_or_an_error(one: Make, targets_of: Targets
             targets_of(config)
     else:
         assert targets_of(config)["a"].tolist() == [[[0, 1, 2, 255][place] for place in choice]]
+
+
+def test_a_single_class_and_none_of_it_can_be_colours(one: Make) -> None:
+    mask = np.array([[[0, 0, 0], [255, 0, 0], [1, 1, 1]]], np.uint8)
+    config = one(mask, classes=["crack"], colors={"none": [0, 0, 0], "crack": [255, 0, 0], "ignore": [1, 1, 1]})
+    samples = check_split(config, "train", cache=False, show_progress=False).samples
+    _, target = FilePairs(samples, config, split="train").read(0)
+    assert target.tolist() == [[[0, 1, 255]]]
 
 
 # --- CVAT

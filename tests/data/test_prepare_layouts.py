@@ -87,6 +87,15 @@ def test_splits_that_hold_images_and_masks(put: Any, prepared: Any) -> None:
     assert (targets(config), targets(config, "val")) == ({"a": [[0, 0], [0, 0]]}, {"a": [[1, 1], [1, 1]]})
 
 
+def test_masks_whose_names_end_otherwise_than_those_of_images(put: Any, prepared: Any) -> None:
+    for stem in ("a", "a_1", "b"):
+        put(f"train/images/{stem}.png", MASK)
+        put(f"train/masks/{stem}_mask.png", MASK)
+    config, _ = prepared()
+    assert config.mask_end == "_mask"
+    assert targets(config) == {stem: MASK.tolist() for stem in ("a", "a_1", "b")}
+
+
 def test_masks_of_0_and_255_get_a_label_map_and_no_guessed_classes(put: Any, prepared: Any) -> None:
     put("images/a.png", MASK)
     put("masks/a.png", [[0, 255], [0, 0]])

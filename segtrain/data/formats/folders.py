@@ -18,7 +18,8 @@ def _find_pairs(data: DataConfig, root: Path, split: str) -> Listing:
     """images/<split>/a/b.jpg goes with masks/<split>/a/b.png, whatever the suffixes."""
     keys = tuple(f"data.root / data.{key} / data.splits.{split}" for key in ("images", "masks"))
     part = data.splits[split]
-    return _pair(split, (root / split_folder(data.images, part), root / split_folder(data.masks, part)), keys=keys)
+    folders = (root / split_folder(data.images, part), root / split_folder(data.masks, part))
+    return _pair(split, folders, keys=keys, mask_end=data.mask_end)
 
 
 def _find_ade20k(data: DataConfig, root: Path, split: str) -> Listing:
@@ -33,15 +34,19 @@ def split_folder(place: str, part: str) -> str:
     return place.replace(PART, part) if PART in place else f"{place}/{part}"
 
 
-def _pair(split: str, folders: tuple[Path, Path], *, keys: tuple[str, ...]) -> Listing:
+def _pair(split: str, folders: tuple[Path, Path], *, keys: tuple[str, ...], mask_end: str = "") -> Listing:
     image_folder, mask_folder = folders
     for folder, key in zip((image_folder, mask_folder), keys, strict=True):
         require_folder(folder, split=split, keys=key)
     images = by_stem(image_folder)
+    if image_folder == mask_folder and not mask_end:
+        raise DataError(f"split {split!r}: {image_folder} holds images and masks: data.mask_end tells them apart")
+    if image_folder == mask_folder:
+        images = {name: paths for name, paths in images.items() if not name.endswith(mask_end)}
     if not images:
         raise DataError(f"split {split!r}: no images in {image_folder}; looked for {suffixes()}")
-    others = suffixes(without=".png")
-    return pair_by_stem(images, by_stem(mask_folder), expected=lambda name: f"{mask_folder / name}.png (or {others})")
+    masks, others = _without_end(by_stem(mask_folder), mask_end), suffixes(without=".png")
+    return pair_by_stem(images, masks, expected=lambda name: f"{mask_folder / name}{mask_end}.png (or {others})")
 
 
 def _find_cityscapes(data: DataConfig, root: Path, split: str) -> Listing:
