@@ -13,7 +13,7 @@ import torch
 
 from segtrain.machine import usable_cores
 
-PACKAGES = ("segtrain", "torch", "segmentation-models-pytorch", "monai")
+PACKAGES = ("segtrain", "torch", "segmentation-models-pytorch", "monai", "torchmetrics")
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from segtrain.benchmark import memory
+from segtrain.benchmark.bandwidth import copy_bytes_per_second, limit_ratio
 from segtrain.benchmark.cases import Case, Inputs, as_target, make_inputs
 from segtrain.benchmark.environment import describe_environment
 from segtrain.benchmark.subjects import BASELINE, HEADLINE, SUBJECTS, Subject
+from segtrain.benchmark.threads import torch_threads
 from segtrain.benchmark.timing import Timing, paired_ratio, time_interleaved
 from segtrain.errors import ConfigError, SegtrainError, suggest
 
@@ -73,7 +75,7 @@ def benchmark_losses(settings: LossSettings, *, tell: Callable[[str], None] = la
         SegtrainError: a loss of ours cannot be measured. Others that cannot get a row that says why.
     """
     device = settings.cases[0].device
-    with _threads(settings.threads), torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
+    with torch_threads(settings.threads), torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
         environment = describe_environment(device)
         cases = [_measure_case(case, settings, tell) for case in settings.cases]
     return {
@@ -147,7 +149,21 @@ def _measure_case(case: Case, settings: LossSettings, tell: Callable[[str], None
         reset=reset,
     )
     rows = [_row(name, case, problems[name], peaks.get(name), timings) for name in settings.subjects]
-    return {**asdict(case), "title": case.title(), "logits_bytes": case.logits_bytes, "losses": rows}
+    record = {**asdict(case), "title": case.title(), "logits_bytes": case.logits_bytes, "losses": rows}
+    if case.device.startswith("cuda"):
+        speed = copy_bytes_per_second(case.logits_bytes, device=case.device)
+        record["copy_bytes_per_second"] = speed
+        limit_bytes = least_bytes(case.logits_bytes, inputs.target.nbytes)
+        for row in rows:
+            if row["group"] == "segtrain":
+                row["limit_bytes"] = limit_bytes
+                row["of_limit"] = limit_ratio(row["seconds"], limit_bytes, bytes_per_second=speed)
+    return record
+
+
+def least_bytes(logits_bytes: int, target_bytes: int) -> int:
+    """Return what forward and backward must move: the logits read twice and their gradient written, targets twice."""
+    return 3 * logits_bytes + 2 * target_bytes
 
 
 def _row(name: str, case: Case, problem: str | None, peak: int | None, timings: dict[str, Timing]) -> dict[str, Any]:
@@ -190,13 +206,3 @@ def _try(name: str, measure: Callable[[], None]) -> str | None:
             raise
         return f"{error}".strip().splitlines()[0]
     return None
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -43,6 +43,7 @@ def case_table(case: dict[str, Any], *, headline: str) -> Group:
         group = row["group"]
         table.add_row(*map(Text, _cells(row)))
     problems = [Text(f"{row['label']}: {row['problem']}") for row in case["losses"] if row["problem"] is not None]
+    problems += [Text(line) for line in limit_lines(case)]
     aims = [Text(f"aim {line}") for line in _aim_lines(check_aims(case, headline=headline))]
     return Group(Text(case["title"], style="bold"), Text(), table, *problems, Text(), *aims)
 
@@ -51,8 +52,9 @@ def markdown(result: dict[str, Any]) -> str:
     """Return the whole report in markdown: what docs/performance.md shows."""
     lines = [f"- {line}" for line in header_lines(result)]
     for case in result["cases"]:
-        lines += ["", f"**{case['title']}**", "", *_markdown_table(HEADINGS, map(_cells, case["losses"]))]
+        lines += ["", f"**{case['title']}**", "", *markdown_table(HEADINGS, map(_cells, case["losses"]))]
         problems = [f"- {row['label']}: {row['problem']}" for row in case["losses"] if row["problem"] is not None]
+        problems += [f"- {line}" for line in limit_lines(case)]
         lines += ["", *problems] if problems else []
     return "\n".join([*lines, "", *_markdown_aims(result), "", NOTES])
 
@@ -66,10 +68,24 @@ def _markdown_aims(result: dict[str, Any]) -> list[str]:
     if not rows:
         return ["No aim was measured."]
     labels = {row["name"]: row["label"] for row in result["cases"][0]["losses"]}
-    return _markdown_table(("classes", labels[result["headline"]], "aim", "measured", "quartiles", "met"), rows)
+    return markdown_table(("classes", labels[result["headline"]], "aim", "measured", "quartiles", "met"), rows)
 
 
-def _markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def limit_lines(case: dict[str, Any]) -> list[str]:
+    """Return how far above the byte limit ours lie, where a copy was measured beside them (on CUDA)."""
+    speed = case.get("copy_bytes_per_second")
+    if speed is None:
+        return []
+    lines = [f"a copy moves {speed / 1e9:.0f} GB/s here, read and written; the limit is two reads and one write"]
+    for row in case["losses"]:
+        if row.get("of_limit") is not None:
+            moved = row["limit_bytes"] / statistics.median(row["seconds"]) / 1e9
+            lines.append(f"{row['label']}: {ratio(row['of_limit'])} times the byte limit, {moved:.0f} GB/s")
+    return lines
+
+
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return a table in markdown, the first column to the left."""
     headings = tuple(headings)
     marks = ["---", *["---:"] * (len(headings) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (headings, marks, *rows)]
@@ -80,10 +96,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     time, cpu = row["time"], row["cpu_time"]
     if time is None:
         return row["label"], NONE, NONE, NONE, NONE, memory
-    median = _milliseconds(statistics.median(row["seconds"]))
-    quartiles = f"{_ratio(time['lower'])}–{_ratio(time['upper'])}"
-    of_cpu = NONE if cpu is None else _ratio(cpu["median"])
-    return row["label"], _ratio(time["median"]), quartiles, of_cpu, median, memory
+    median = milliseconds(statistics.median(row["seconds"]))
+    quartiles = f"{ratio(time['lower'])}–{ratio(time['upper'])}"
+    of_cpu = NONE if cpu is None else ratio(cpu["median"])
+    return row["label"], ratio(time["median"]), quartiles, of_cpu, median, memory
 
 
 def _aim_lines(findings: list[Finding]) -> list[str]:
@@ -98,8 +114,8 @@ def _aim_lines(findings: list[Finding]) -> list[str]:
 def _measured(finding: Finding) -> tuple[str, str, str]:
     value = finding.value
     alone = value.lower == value.upper
-    quartiles = NONE if alone else f"{_ratio(value.lower)}–{_ratio(value.upper)}"
-    return _ratio(value.median), quartiles, "yes" if finding.met else "no"
+    quartiles = NONE if alone else f"{ratio(value.lower)}–{ratio(value.upper)}"
+    return ratio(value.median), quartiles, "yes" if finding.met else "no"
 
 
 def _bound(finding: Finding) -> str:
@@ -107,11 +123,13 @@ def _bound(finding: Finding) -> str:
     return f"≤ {aim.at_most:g}" if aim.at_most is not None else f"≥ {aim.at_least:g}"
 
 
-def _ratio(value: float) -> str:
+def ratio(value: float) -> str:
+    """Write a ratio with two digits, from 100 on with none."""
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Write seconds in milliseconds, with about three digits."""
     milliseconds = 1000 * seconds
     digits = 2 if milliseconds < 10 else 1 if milliseconds < 100 else 0
     return f"{milliseconds:.{digits}f}"
