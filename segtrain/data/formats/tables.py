@@ -10,6 +10,7 @@ from typing import Any
 from segtrain.config.data import DataConfig
 from segtrain.data.extras import require
 from segtrain.data.formats.base import Layout, Listing, Row, pair_by_rows, read_text
+from segtrain.data.formats.long_lists import read_long_list
 from segtrain.data.formats.readers import file_masks
 from segtrain.errors import DataError, listing, some, suggest
 
@@ -21,17 +22,22 @@ def _find_in_lists(data: DataConfig, root: Path, split: str) -> Listing:
     """Each line of root/<splits[split]> names an image and its mask, relative to root.
 
     The two are separated by a tab, else by a comma, else by blanks; empty lines and # comments are passed over.
+    Of a long list the scan finds what is missing.
     """
     path = root / data.splits[split]
-    rows = _pairs(path, split)
+    text = read_text(path, what=f"split {split!r}: the list")
+    long = read_long_list(text, folder=root)
+    if long is not None:
+        return Listing(long, [])
+    rows = _pairs(text, path)
     if not rows:
         raise DataError(f"split {split!r}: {path} names no samples")
     return pair_by_rows(rows, folder=root, source=path)
 
 
-def _pairs(path: Path, split: str) -> list[Row]:
+def _pairs(text: str, path: Path) -> list[Row]:
     pairs, malformed = [], []
-    for number, line in enumerate(read_text(path, what=f"split {split!r}: the list").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue

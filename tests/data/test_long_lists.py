@@ -1,0 +1,78 @@
+"""A long list gives the samples of a short one, without a look at each file; what is missing the scan reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segtrain.config.data import DataConfig
+from segtrain.data import check_split
+from segtrain.data.formats import find_samples, long_lists
+from segtrain.data.samples import Samples
+from segtrain.errors import DataError
+
+Make = Callable[..., DataConfig]
+
+
+@pytest.fixture
+def lists(data_config: Make, pair: Callable[..., Any], tmp_path: Path) -> Callable[..., DataConfig]:
+    """Five samples in a list of this text."""
+    for number in range(5):
+        pair(f"{number}", np.full((4, 4), number % 3))
+
+    def make(text: str) -> DataConfig:
+        (tmp_path / "train.txt").write_text(text)
+        return data_config(layout="lists", splits={"train": "train.txt"})
+
+    return make
+
+
+def text_of(separator: str, *, root: str = "") -> str:
+    return "".join(
+        f"{root}images/train/{number}.png{separator}{root}masks/train/{number}.png\n" for number in (3, 0, 1, 4, 2)
+    )
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", " ", " , ", "   "])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_long_list_gives_the_samples_of_a_short_one(
+    lists: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, separator: str, absolute: bool
+) -> None:
+    data = lists(text_of(separator, root=f"{tmp_path}/" if absolute else ""))
+    short = list(find_samples(data, "train").samples)
+    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
+    listing = find_samples(data, "train")
+    assert list(listing.samples) == short
+    assert isinstance(listing.samples, Samples) == (separator != "   ")
+    assert not listing.problems
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "# a comment\n",
+        "\n",
+        "images/train/0.png masks/train/0.png\n",
+        "images/train/../train/0.png masks/train/0.png\n",
+        "images/train/0.txt masks/train/0.png\n",
+    ],
+)
+def test_lists_that_want_care_get_it(monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
+    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
+    assert long_lists.read_long_list(text_of(" "), folder=Path("/data")) is not None
+    assert long_lists.read_long_list(text_of(" ") + extra, folder=Path("/data")) is None
+
+
+def test_what_a_long_list_names_and_is_not_there_is_found_by_the_scan(
+    lists: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
+    data = lists(text_of(" ") + "images/train/gone.png masks/train/gone.png\n")
+    with pytest.raises(DataError, match=r"gone.png: cannot be read \(No such file"):
+        check_split(data, "train", cache=False, show_progress=False)
+    skipping = data.model_copy(update={"on_bad": "skip"})
+    assert check_split(skipping, "train", cache=False, show_progress=False).frequencies.num_images == 5
