@@ -20,6 +20,7 @@ FIXED_ON_RESUME = (
     "data.name_map",
     "data.colors",
     "data.ignore_index",
+    "data.sampling.epoch_samples",
     "train.batch_size",
     "train.accumulate",
     "optimizer.name",

@@ -14,7 +14,7 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.data.schemes import build_scheme
 from segtrain.engine.exposure import expected_table, realised_table, sampling_warnings
 from segtrain.engine.folder import run_folder
-from segtrain.engine.realised import realised_frequencies, wants_realised
+from segtrain.engine.realised import corrects_twice, realised_frequencies, wants_realised
 
 
 def build_sampler(
@@ -41,8 +41,15 @@ def build_sampler(
 def count_realised(
     config: Config, train: TrainDataset, natural: ClassFrequencies, sampler: TrainBatchSampler, console: Console
 ) -> ClassFrequencies | None:
-    """Count what training will see, where the loss goes by that, and print it; None elsewhere."""
-    if config.loss == "auto" or not wants_realised(config.loss):
+    """Count what training will see, where the loss goes by that, and print it; None elsewhere.
+
+    Where weights and the like go by what there is although rare classes are shown more often, say so.
+    """
+    assert config.loss != "auto"
+    note = corrects_twice(config.loss, config.data)
+    if note is not None:
+        say(console, f"note: {note}")
+    if not wants_realised(config.loss):
         return None
     realised = realised_frequencies(config, train, sampler, folder=run_folder(config))
     say(console, realised_table(realised, natural, config.data))

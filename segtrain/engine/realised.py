@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtrain.config import Config, config_to_dict
+from segtrain.config.data import DataConfig
 from segtrain.config.loss import LossConfig
 from segtrain.console import progress
 from segtrain.data import ClassFrequencies
@@ -24,12 +25,39 @@ from segtrain.errors import SegtrainError
 FILE = "realised_frequencies.json"
 
 
-def wants_realised(section: LossConfig | None) -> bool:
+def wants_realised(section: LossConfig) -> bool:
     """Whether any part of the loss goes by the frequencies that training sees."""
-    if section is None:
-        return False
-    parts = (section.class_weights, section.prior, section.margin)
-    return any(part is not None and part.frequencies == "realised" for part in parts)
+    return "realised" in _parts(section).values()
+
+
+def corrects_twice(section: LossConfig, data: DataConfig) -> str | None:
+    """Say which parts of the loss go by the natural frequencies beside what already changes them; None for none."""
+    steps = data.train_transforms
+    causes = {
+        "data.sampling": data.sampling.name != "uniform" or data.sampling.negatives is not None,
+        "crop.center_on": any(step.name == "crop" and step.center_on is not None for step in steps),
+        "copy_paste": any(step.name == "copy_paste" for step in steps),
+    }
+    found = [cause for cause, holds in causes.items() if holds]
+    natural = [f"loss.{key}" for key, which in _parts(section).items() if which == "natural"]
+    if not found or not natural:
+        return None
+    return (
+        f"{' and '.join(natural)} from the natural frequencies, beside {', '.join(found)}, which shows rare classes "
+        "more often, may correct twice: frequencies: realised there goes by what training sees"
+    )
+
+
+def _parts(section: LossConfig) -> dict[str, str]:
+    """The parts of a loss that go by frequencies, and by which."""
+    found: dict[str, str] = {}
+    if section.class_weights.scheme not in ("none", "manual"):
+        found["class_weights"] = section.class_weights.frequencies
+    for key in ("prior", "margin"):
+        part = getattr(section, key)
+        if part is not None:
+            found[key] = part.frequencies
+    return found
 
 
 def realised_frequencies(

@@ -22,7 +22,7 @@ from segtrain.data.schemes import build_scheme
 from segtrain.engine import train
 from segtrain.engine.exposure import count_targets
 from segtrain.engine.realised import FILE
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import CheckpointError, ConfigError, DataError
 from segtrain.losses import build_loss
 
 Make = Callable[..., Config]
@@ -154,6 +154,39 @@ def test_realised_frequencies_are_those_of_the_first_epoch(
     rows = [line.split() for line in _table(text, "reduction: ")[2:5]]
     weights = {row[0]: float(row[2]) for row in rows}
     assert weights["dot"] / weights["block"] == pytest.approx(share[1] / share[2], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data", "told"),
+    [
+        (
+            "auto",
+            RARE,
+            "loss.class_weights from the natural frequencies, beside data.sampling, crop.center_on, copy_paste",
+        ),
+        (
+            {"terms": [{"name": "cross_entropy"}], "prior": {"tau": 1.0}},
+            {"sampling": {"name": "class_uniform"}},
+            "loss.prior",
+        ),
+        ("auto", {}, None),
+        ({"terms": [{"name": "cross_entropy"}]}, RARE, None),
+        ({"terms": [{"name": "cross_entropy"}], "prior": {"frequencies": "realised"}}, RARE, None),
+    ],
+)
+def test_correcting_twice_is_told(
+    tiny_config: Make, tiny_net: type[nn.Module], loss: Any, data: dict[str, Any], told: str | None
+) -> None:
+    text = run(tiny_config(loss=loss, data=data, train={"steps": 1}), tiny_net())
+    assert (told is None) == ("may correct twice" not in text)
+    assert told is None or told in text
+
+
+def test_the_length_of_an_epoch_stays_when_a_run_goes_on(tiny_config: Make, tiny_net: type[nn.Module]) -> None:
+    longer = {"sampling": {"name": "uniform", "epoch_samples": 20}}
+    run(tiny_config(data=longer, train={"steps": 1}), tiny_net())
+    with pytest.raises(CheckpointError, match=r"data\.sampling\.epoch_samples was 20 and is None"):
+        run(tiny_config(train={"steps": 2, "resume": "auto"}), tiny_net())
 
 
 def test_a_run_that_goes_on_does_not_count_again(
