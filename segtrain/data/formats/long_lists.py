@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,23 +36,23 @@ def read_long_list(text: str, *, folder: Path) -> Samples[Sample] | None:
     if len(set(names)) != len(names):
         return None
     columns: dict[str, Column] = {
-        entry.name: Constant(entry.default, len(names)) for entry in fields(Sample) if entry.name in ("key", "files")
+        entry.name: Constant(entry.default, len(names)) for entry in fields_of(Sample) if entry.name in ("key", "files")
     }
     columns |= {
         "name": Texts.pack(names, make=str),
         "image": Texts.pack(_joined(folder, pairs.images), make=Path),
         "mask": Texts.pack(_joined(folder, pairs.masks), make=Path),
     }
-    return Samples(Sample, {entry.name: columns[entry.name] for entry in fields(Sample)})
+    return Samples(Sample, {entry.name: columns[entry.name] for entry in fields_of(Sample)})
 
 
 def _split(text: str, lines: list[str]) -> _Pairs | None:
     """The two columns, or None where the first separator that occurs does not stand once in each line."""
     separator = next((mark for mark in SEPARATORS if mark in text), "\t")
-    parts = [line.split(separator) for line in lines]
-    if any(len(part) != 2 for part in parts):
+    if text.count(separator) != len(lines) or not all(separator in line for line in lines):
         return None
-    images, masks = [part[0].strip() for part in parts], [part[1].strip() for part in parts]
+    fields = [field.strip() for field in separator.join(lines).split(separator)]  # no object for each line
+    images, masks = fields[::2], fields[1::2]
     return _Pairs(images, masks) if all(images) and all(masks) else None
 
 
