@@ -25,7 +25,7 @@ def test_each_configuration_loads_and_its_header_gives_the_command_and_the_resul
 
 
 def test_the_shipped_configurations_are_the_promised_ones() -> None:
-    assert [path.stem for path in CONFIGS] == ["camvid", "camvid_cpu", "camvid_mini", "quickstart"]
+    assert [path.stem for path in CONFIGS] == ["camvid", "camvid_cpu", "camvid_mini", "quickstart", "quickstart_binary"]
 
 
 def test_the_remedies_differ_in_their_loss_alone_or_in_what_is_shown() -> None:

@@ -24,8 +24,14 @@ MAX_INCHES = 65000 / DOTS_PER_INCH  # matplotlib draws at most 2^16 dots a side
 
 
 def frequency_table(frequencies: ClassFrequencies, names: Sequence[str]) -> Table:
-    """A row for each class in the order of their numbers."""
+    """A row for each class in the order of their numbers.
+
+    Where classes may overlap, each has labelled pixels of its own, yes or no, and its share is that of yes in them.
+    """
     table = Table("", "class", "pixels", "% of pixels", "images", "% of images", box=None, pad_edge=False)
+    if frequencies.valid is not None:
+        table.columns[3].header = "% of labelled"
+        table.add_column("labelled")
     for column in (table.columns[0], *table.columns[2:]):
         column.justify = "right"
     num_images = max(1, frequencies.num_images)
@@ -33,7 +39,9 @@ def frequency_table(frequencies: ClassFrequencies, names: Sequence[str]) -> Tabl
         pixels, images = int(frequencies.pixels[number]), int(frequencies.images[number])
         shares = percent(frequencies.share[number]), percent(images / num_images)
         style = "yellow" if pixels == 0 else None
-        table.add_row(str(number), escape(name), f"{pixels:,}", shares[0], f"{images:,}", shares[1], style=style)
+        labelled = [] if frequencies.valid is None else [f"{int(frequencies.valid[number]):,}"]
+        cells = (f"{pixels:,}", shares[0], f"{images:,}", shares[1], *labelled)
+        table.add_row(str(number), escape(name), *cells, style=style)
     return table
 
 
@@ -42,10 +50,13 @@ def summary_lines(result: ScanResult, names: Sequence[str]) -> list[str]:
     frequencies = result.frequencies
     earlier = frequencies.num_images - result.num_read
     known = f" ({earlier:,} of them known from an earlier scan)" if earlier > 0 else ""
+    pixels, ratio = "pixels", "pixels of the most frequent class to the rarest"
+    if frequencies.valid is not None:
+        pixels, ratio = "pairs of pixel and class", "pixels without to pixels with the class for which it is highest"
     lines = [
         f"{frequencies.num_images:,} images{known}",
-        f"ignored: {frequencies.ignored:,} pixels, {percent(frequencies.ignored_share)} % of all",
-        f"imbalance ratio: {frequencies.imbalance_ratio:,.1f} (pixels of the most frequent class to the rarest)",
+        f"ignored: {frequencies.ignored:,} {pixels}, {percent(frequencies.ignored_share)} % of all",
+        f"imbalance ratio: {frequencies.imbalance_ratio:,.1f} ({ratio})",
     ]
     absent = [name for name, pixels in zip(names, frequencies.pixels, strict=True) if pixels == 0]
     if absent:
