@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "unpack an archive safely, and propose the data section for what is in it",
     "scan": "count the pixels and images of each class, and check the files",
     "split": "make train, val and test, or folds, that each hold their part of every class",
+    "validate": "read every file of a data set and report all that is wrong, grouped by kind",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",
     "schema": "write the JSON Schema with which editors complete training files",
     "benchmark": "measure time and memory of the losses against other libraries",
