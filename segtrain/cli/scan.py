@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.on_bad=skip")
     parser.add_argument("--split", help="check and count this split alone; default: check all, count train")
     parser.add_argument("--workers", type=positive, metavar="N", help="threads; default: one for each core, 16 at most")
-    parser.add_argument("--verify", action="store_true", help="ignore the cache: read every file again")
+    parser.add_argument("--verify", action="store_true", help="read every file again, and check data.cache by content")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor write the cache")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <output>/scan/<name>/<split>")
 
@@ -37,6 +37,8 @@ def _scan(args: argparse.Namespace) -> int:
     from segtrain.console import make_console, say
     from segtrain.data.formats import present_splits
     from segtrain.data.frequencies import check_split
+    from segtrain.data.pair_cache import drop_changed
+    from segtrain.data.sources import FilePairs
     from segtrain.distributed import rank
     from segtrain.report import scan as report
 
@@ -46,10 +48,15 @@ def _scan(args: argparse.Namespace) -> int:
     scan = partial(check_split, config.data, workers=args.workers, verify=args.verify, cache=not args.no_cache)
     result = scan(split)
     others = [] if args.split else [other for other in present_splits(config.data) if other != split]
-    num_checked = {other: scan(other).frequencies.num_images for other in others}
+    results = {split: result} | {other: scan(other) for other in others}
+    num_checked = {other: results[other].frequencies.num_images for other in others}
     if rank() != 0:
         return 0
     console = make_console()
+    if args.verify:
+        for checked, found in results.items():
+            for path in drop_changed(FilePairs(found.samples, config.data, split=checked)):
+                say(console, f"data.cache: {path} did not hold what the files hold, and was removed", style="yellow")
     say(console, f"{config.name}: {split}")
     console.print(report.frequency_table(result.frequencies, names))
     for line in report.summary_lines(result, names):

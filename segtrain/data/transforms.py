@@ -107,18 +107,20 @@ class ColorStep:
 
 @dataclass(frozen=True)
 class NoiseStep:
-    """Gaussian noise; albumentations has it for 8 bits only."""
+    """Gaussian noise, its deviation a share of white; albumentations has it for 8 bits only."""
 
     section: sections.Noise
 
     def __call__(self, image: AnyArray, target: AnyArray, draws: Draws) -> Pair:
         if draws.python.random() >= self.section.p:
             return image, target
-        largest = np.iinfo(image.dtype).max
+        whole = image.dtype.kind == "u"
+        largest = np.iinfo(image.dtype).max if whole else 1.0
         noise = draws.generator.standard_normal(image.shape, dtype=np.float32)
         noise *= draws.generator.uniform(*self.section.std) * largest
         noise += image
-        return np.rint(np.clip(noise, 0, largest, out=noise), out=noise).astype(image.dtype), target
+        np.clip(noise, 0, largest, out=noise)
+        return (np.rint(noise, out=noise) if whole else noise).astype(image.dtype), target
 
 
 def _crop(section: sections.Crop, context: Context) -> Step:

@@ -14,7 +14,11 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from segtrain.cli.main import main
+from segtrain.config.data import DataConfig
 from segtrain.data import ClassFrequencies
+from segtrain.data.formats import find_samples
+from segtrain.data.pair_cache import with_cache
+from segtrain.data.sources import FilePairs
 from segtrain.report.numbers import percent
 from segtrain.report.scan import write_chart
 
@@ -116,3 +120,23 @@ def test_percents_of_rare_classes_are_not_rounded_to_zero() -> None:
         "0.000001",
         "0.00",
     ]
+
+
+def test_verify_removes_decoded_pairs_that_are_out_of_date(
+    folder_dataset: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = folder_dataset(splits={"train": 3})
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(made.config))
+    data = DataConfig.model_validate(made.config["data"] | {"cache": "disk"})
+    pairs = FilePairs(find_samples(data, "train").samples, data, split="train")
+    with_cache(pairs, data, tell=lambda text: None)
+    assert main(["scan", str(config), "--verify"]) == 0
+    assert list(made.root.rglob("pairs-*.bin"))
+    image = pairs.samples[1].image
+    pixels = np.array(Image.open(image))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(image)
+    assert main(["scan", str(config), "--verify"]) == 0
+    assert "did not hold what the files hold, and was removed" in capsys.readouterr().out
+    assert not list(made.root.rglob("pairs-*.bin"))

@@ -30,7 +30,7 @@ def read_long_list(text: str, *, folder: Path) -> Samples[Sample] | None:
     if len(lines) < UNCHECKED or any(mark in text for mark in WITH_CARE):
         return None
     pairs = _split(text, lines)
-    if pairs is None or not {"." + image.rpartition(".")[2].lower() for image in pairs.images} <= SUFFIXES.keys():
+    if pairs is None or not _are_images(pairs.images):
         return None
     names = [image.rpartition(".")[0].lstrip("/") for image in pairs.images]
     if len(set(names)) != len(names):
@@ -44,6 +44,11 @@ def read_long_list(text: str, *, folder: Path) -> Samples[Sample] | None:
         "mask": Texts.pack(_joined(folder, pairs.masks), make=Path),
     }
     return Samples(Sample, {entry.name: columns[entry.name] for entry in fields_of(Sample)})
+
+
+def _are_images(paths: list[str]) -> bool:
+    found = {path.rpartition(".")[2] for path in paths}
+    return {f".{suffix.lower()}" for suffix in found} <= SUFFIXES.keys()
 
 
 def _split(text: str, lines: list[str]) -> _Pairs | None:
