@@ -11,7 +11,7 @@ import pytest
 
 from segtrain.config.data import DataConfig
 from segtrain.data import check_split
-from segtrain.data.formats import find_samples, long_lists
+from segtrain.data.formats import find_samples, long_lists, tables
 from segtrain.data.samples import Samples
 from segtrain.errors import DataError
 
@@ -43,12 +43,22 @@ def test_a_long_list_gives_the_samples_of_a_short_one(
     lists: Callable[..., DataConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, separator: str, absolute: bool
 ) -> None:
     data = lists(text_of(separator, root=f"{tmp_path}/" if absolute else ""))
-    short = list(find_samples(data, "train").samples)
-    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
-    listing = find_samples(data, "train")
-    assert list(listing.samples) == short
-    assert isinstance(listing.samples, Samples) == (separator != "   ")
-    assert not listing.problems
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "read_plain_list", lambda text, folder: None)
+        one_by_one = list(find_samples(data, "train").samples)
+    assert len(one_by_one) == 5
+    for unchecked in (3, 100):
+        monkeypatch.setattr(long_lists, "UNCHECKED", unchecked)
+        listing = find_samples(data, "train")
+        assert list(listing.samples) == one_by_one
+        assert isinstance(listing.samples, Samples) == (separator != "   ")
+        assert not listing.problems
+
+
+def test_what_a_short_list_names_and_is_not_there_is_told_with_its_line(lists: Callable[..., DataConfig]) -> None:
+    data = lists(text_of(" ") + "images/train/gone.png masks/train/gone.png\n")
+    (problem,) = find_samples(data, "train").problems
+    assert "no such image (line 6" in problem.reason
 
 
 @pytest.mark.parametrize(
@@ -63,8 +73,8 @@ def test_a_long_list_gives_the_samples_of_a_short_one(
 )
 def test_lists_that_want_care_get_it(monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setattr(long_lists, "UNCHECKED", 3)
-    assert long_lists.read_long_list(text_of(" "), folder=Path("/data")) is not None
-    assert long_lists.read_long_list(text_of(" ") + extra, folder=Path("/data")) is None
+    assert long_lists.read_plain_list(text_of(" "), folder=Path("/data")) is not None
+    assert long_lists.read_plain_list(text_of(" ") + extra, folder=Path("/data")) is None
 
 
 def test_what_a_long_list_names_and_is_not_there_is_found_by_the_scan(

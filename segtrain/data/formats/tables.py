@@ -10,7 +10,7 @@ from typing import Any
 from segtrain.config.data import DataConfig
 from segtrain.data.extras import require
 from segtrain.data.formats.base import Layout, Listing, Row, pair_by_rows, read_text
-from segtrain.data.formats.long_lists import read_long_list
+from segtrain.data.formats.long_lists import read_plain_list
 from segtrain.data.formats.readers import file_masks
 from segtrain.errors import DataError, listing, some, suggest
 
@@ -26,9 +26,9 @@ def _find_in_lists(data: DataConfig, root: Path, split: str) -> Listing:
     """
     path = root / data.splits[split]
     text = read_text(path, what=f"split {split!r}: the list")
-    long = read_long_list(text, folder=root)
-    if long is not None:
-        return Listing(long, [])
+    plain = read_plain_list(text, folder=root)
+    if plain is not None:
+        return Listing(plain, [])
     rows = _pairs(text, path)
     if not rows:
         raise DataError(f"split {split!r}: {path} names no samples")
