@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +75,21 @@ class Exposure:
         self.epoch = np.zeros(columns + len(data.classes) + 1, np.int64)
         self.past = self.epoch.copy()
         self.num_batches = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="exposure")
 
-    def add(self, targets: torch.Tensor) -> dict[str, float] | None:
-        """Count a batch of targets [N, H, W] on the CPU; where it ends an epoch, return the numbers of that epoch.
+    def count(self, targets: Sequence[torch.Tensor]) -> Future[list[Counts]]:
+        """Begin to count batches of targets [N, H, W] on the CPU, in a thread of its own, as a step needs the device.
+
+        OpenCV counts without Python's lock, and milliseconds after each step would let the device wait.
+        """
+        return self._pool.submit(lambda: [count_targets(batch.numpy(), self.data) for batch in targets])
+
+    def add(self, rows: Counts) -> dict[str, float] | None:
+        """Take in the counts of a batch; where it ends an epoch, return the numbers of that epoch.
 
         These are `realised/<class>` and `natural/<class>`, shares of the valid pixels, and `images/<class>`, images
         of the epoch that hold the class.
         """
-        rows = count_targets(targets.numpy(), self.data)
         held = rows[:, : len(self.data.classes)] > 0
         self.epoch += np.concatenate([rows.sum(axis=0), held.sum(axis=0), [len(rows)]])
         self.num_batches += 1

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -126,8 +129,9 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             waited = time.perf_counter()
             window = next(windows)
             waited = time.perf_counter() - waited
+            counting = run.exposure.count([batch["target"] for batch in window])
             values = make_step(run, window)
-            _count_exposure(run, window)
+            _report_exposure(run, counting)
             meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
             if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
                 raise SegtrainError(_non_finite_message(run, window))
@@ -144,10 +148,10 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     return best
 
 
-def _count_exposure(run: Run, window: list[dict[str, Any]]) -> None:
-    """Count the classes of the targets just seen, and report them at the end of an epoch."""
-    for batch in window:
-        values = run.exposure.add(batch["target"])
+def _report_exposure(run: Run, counting: Future[list[NDArray[np.int64]]]) -> None:
+    """Take in what was counted in the targets of a step, and report it at the end of an epoch."""
+    for rows in counting.result():
+        values = run.exposure.add(rows)
         if values is not None:
             run.tracker.scalars(run.state.step, values, kind="exposure", epoch=run.schedule.epoch(run.state.step))
 
