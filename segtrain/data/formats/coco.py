@@ -90,26 +90,25 @@ class CocoMasks:
 
     def _draw(self, regions: list[Region], index: CocoIndex, size: tuple[int, int], path: Path) -> NDArray[np.uint16]:
         values = self.rules.values({index.categories[region.category] for region in regions}, source=path)
-        masks = [_mask(region, size) for region in regions]
-        order = sorted(range(len(masks)), key=lambda place: (not regions[place].crowd, -int(masks[place].sum())))
-        raw = np.full(size, self.unlabeled, np.uint16)
+        runs = [_checked_runs(region, size) for region in regions]
+        order = sorted(range(len(runs)), key=lambda place: (not regions[place].crowd, -sum(runs[place][1::2])))
+        raw = np.full(size[0] * size[1], self.unlabeled, np.uint16)  # column by column, as the runs are
         for place in order:
             region = regions[place]
             crowd = self.crowd if region.crowd else None
-            raw[masks[place]] = values[index.categories[region.category]] if crowd is None else crowd
-        return raw
+            # Not by pycocotools, whose decoder warns with NumPy 2.
+            inside = np.repeat(np.arange(len(runs[place])) % 2 == 1, runs[place])
+            raw[inside] = values[index.categories[region.category]] if crowd is None else crowd
+        return np.ascontiguousarray(raw.reshape(size[1], size[0]).T)
 
 
 class _BadRegion(Exception):
     """A region that cannot be drawn."""
 
 
-def _mask(region: Region, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _checked_runs(region: Region, size: tuple[int, int]) -> list[int]:
     try:
-        counts = _run_lengths(region.segmentation, size)
-        # Not by pycocotools, whose decoder warns with NumPy 2.
-        values = np.arange(len(counts)) % 2 == 1
-        return np.repeat(values, counts).reshape(size[1], size[0]).T
+        return _run_lengths(region.segmentation, size)
     except _BadRegion as error:
         raise _BadRegion(f"annotation {region.number} {error}") from error
     except (TypeError, ValueError, OverflowError) as error:
