@@ -46,7 +46,7 @@ def perceptual_hash(gray: NDArray[Any]) -> Hash | None:
     with signs for its comparison with the median.
     """
     small = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
-    if float(small.std()) < LEAST_DETAIL:
+    if not float(small.std()) >= LEAST_DETAIL:  # nor where it is NaN, as in rasters with holes
         return None
     coefficients = cv2.dct(small)[_ROWS, _COLUMNS]
     bits = np.zeros(8 * HASH_BYTES, np.uint8)

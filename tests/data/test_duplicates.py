@@ -88,6 +88,9 @@ def test_a_plain_image_has_no_hash_and_noise_under_a_grey_level_is_no_detail() -
     plain = np.full((64, 64), 100, np.uint8)
     assert perceptual_hash(plain) is None
     assert perceptual_hash(plain + np.random.default_rng(0).integers(0, 2, (64, 64)).astype(np.uint8)) is None
+    holes = scene(0)[:, :, 0].astype(np.float32)
+    holes[5, 5] = np.nan
+    assert perceptual_hash(holes) is None
 
 
 def test_images_of_16_bits_are_hashed_with_all_their_bits(save: Callable[..., Path]) -> None:
