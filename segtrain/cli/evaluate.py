@@ -43,5 +43,8 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     say(console, f"{loaded.path} (step {loaded.step})")
     console.print(class_table(evaluation))
+    if config.data.multi_label and config.evaluate.tune_thresholds:
+        flatters = ", the split that is measured here: these numbers flatter" if args.split == "val" else ""
+        say(console, f"the thresholds were chosen on val{flatters}")
     say(console, f"\nwritten to {out}: metrics.json, classes.csv, confusion.png")
     return 0

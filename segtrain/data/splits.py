@@ -20,7 +20,7 @@ from segtrain.errors import ConfigError, DataError, listing
 from segtrain.files import write_whole
 
 Bools = NDArray[np.bool_]
-LAYOUTS_WITHOUT_MASK_FILES: Final = ("coco", "cvat")
+LAYOUTS_WITHOUT_MASK_FILES: Final = ("coco", "cvat", "mask_per_class")
 TOLERANCE: Final = 1e-6
 
 
@@ -108,8 +108,8 @@ def gather(data: DataConfig, sources: Sequence[str], *, workers: int | None = No
     """
     if data.layout in LAYOUTS_WITHOUT_MASK_FILES:
         raise ConfigError(
-            f"data.layout {data.layout}: lists name an image and a mask file in each line, and this layout has no mask "
-            "files of its own: convert its masks to PNG files first"
+            f"data.layout {data.layout}: lists name an image and a mask file in each line, and this layout has not one "
+            "mask file for each image: convert its masks to PNG files first"
         )
     samples: list[Sample] = []
     counts, columns, source = [], [], []

@@ -9,6 +9,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from segtrain.data.formats import Sample
 from segtrain.data.frequencies import ClassFrequencies, ScanResult
 from segtrain.drawing import shorten
 from segtrain.errors import listing
@@ -93,8 +94,13 @@ def write_frequencies(path: Path, result: ScanResult, *, names: Sequence[str], s
 def write_index(path: Path, result: ScanResult, *, names: Sequence[str]) -> None:
     """One line for each image: its name, its files and its pixels of each class."""
     rows = zip(result.samples, result.counts.tolist(), strict=True)
-    lines = [[sample.name, sample.image, sample.mask, *counts] for sample, counts in rows]
+    lines = [[sample.name, sample.image, _mask_of(sample), *counts] for sample, counts in rows]
     write_csv(path, [["name", "image", "mask", *names, "ignored"], *lines])
+
+
+def _mask_of(sample: Sample) -> Path | str | None:
+    """The path of a sample's mask, or those of its classes with semicolons between them."""
+    return sample.mask if sample.files is None else ";".join(filter(None, sample.files))
 
 
 def write_chart(path: Path, frequencies: ClassFrequencies, *, names: Sequence[str], title: str) -> None:

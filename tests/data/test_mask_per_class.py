@@ -14,6 +14,7 @@ from segtrain.config.data import DataConfig
 from segtrain.data import check_split, scan_frequencies
 from segtrain.data.dataset import EvalDataset
 from segtrain.data.formats import find_samples
+from segtrain.data.splits import gather
 from segtrain.errors import ConfigError, DataError
 
 Save = Callable[..., Path]
@@ -184,3 +185,11 @@ def test_the_section_belongs_to_the_layout(tmp_path: Path) -> None:
 def test_a_class_of_the_rest_must_exist(config: Callable[..., DataConfig]) -> None:
     with pytest.raises((ConfigError, ValueError), match=r"mask_per_class\.unlabeled: 'plat' is not a class"):
         config(labels="exclusive", unlabeled="plat")
+
+
+def test_lists_with_one_mask_for_each_image_are_not_made_of_it(
+    write: Callable[..., None], config: Callable[..., DataConfig]
+) -> None:
+    write(crack=CRACK, stain=STAIN)
+    with pytest.raises(ConfigError, match="not one mask file for each image"):
+        gather(config(), ["train"])

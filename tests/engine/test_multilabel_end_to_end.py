@@ -110,7 +110,9 @@ def test_training_evaluation_pictures_and_predictions_agree(
     assert payload["frequencies"]["valid"] == _valid(plain, "train")
 
     assert main(["evaluate", str(run), "--split", "test"]) == 0
-    assert "present from this probability on" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "present from this probability on" in printed
+    assert "the thresholds were chosen on val\n" in printed
     metrics = json.loads((run / "evaluation" / "test" / "metrics.json").read_text())
     assert metrics["thresholds"] == chosen
     assert np.shape(metrics["confusion"]["matrix"]) == (len(names), 2, 2)
