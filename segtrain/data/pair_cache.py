@@ -49,6 +49,10 @@ class CachedPairs(Pairs):
         """Return copies of what the files held when the cache was built; see Pairs."""
         return self._file.read(int(self._rows[index]))
 
+    def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
+        """Return a copy of the target alone; see Pairs."""
+        return self._file.read_target(int(self._rows[index]))
+
     def select(self, indices: Indices) -> CachedPairs:
         """The pairs at these indices."""
         chosen = np.asarray(indices)

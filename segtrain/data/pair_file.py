@@ -83,6 +83,10 @@ class PairFile:
         """Return copies of image and target: what is mapped must not change, and transforms may write."""
         return self._array(row, 0), self._array(row, 1)
 
+    def read_target(self, row: int) -> AnyArray:
+        """Return a copy of the target alone."""
+        return self._array(row, 1)
+
     def _array(self, row: int, side: int) -> AnyArray:
         shape = [int(length) for length in self.index.shapes[row, side] if length]
         dtype, start = DTYPES[self.index.dtypes[row, side]], int(self.index.offsets[row, side])

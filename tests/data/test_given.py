@@ -125,9 +125,15 @@ def test_an_iterable_without_index_is_refused(data_config: Make) -> None:
         GivenPairs([], data_config(), split="val")
 
 
-def test_classes_that_may_overlap_are_refused_in_code(data_config: Make) -> None:
-    with pytest.raises(ConfigError, match="classes may overlap"):
-        GivenPairs([(IMAGE, MASK)], data_config(classes=["crack"], label_map={0: "none", 1: "crack"}), split="train")
+def test_classes_that_may_overlap_are_a_yes_or_no_each(data_config: Make) -> None:
+    data = data_config(classes=["crack"], label_map={0: "none", 1: "crack", 255: "ignore"})
+    for mask in (MASK % 2 * (MASK < 255) + (MASK == 255) * np.uint8(255), (MASK[None] == 1).astype(np.uint8)):
+        pairs = GivenPairs([(IMAGE, mask)], data, split="train")
+        _, target = pairs.read(0)
+        assert (target.dtype, target.shape) == (np.uint8, (1, 4, 5))
+        np.testing.assert_array_equal(target[0] == 1, MASK == 1)
+        scan = check_given(pairs, data, workers=0, show_progress=False)
+        assert scan.frequencies.pixels.tolist() == [4]
 
 
 class Files(Dataset[Any]):

@@ -66,6 +66,7 @@ def assert_same(cache: Pairs, files: Pairs) -> None:
             assert mine.dtype == theirs.dtype
             assert mine.flags.writeable
             np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(cache.read_target(index, seed=0), files.read_target(index, seed=0))
 
 
 @pytest.mark.parametrize("kind", ["disk", "ram"])
@@ -127,6 +128,12 @@ def test_changed_added_and_removed_files_are_noticed_and_the_others_not_read_aga
     cache = cached(files)
     assert sorted(read) == [0, 3]  # new and scene_03
     assert_same(cache, plain)
+
+
+def test_layers_of_classes_that_may_overlap_are_kept(pairs: Callable[..., FilePairs]) -> None:
+    files = pairs(labels="multi_label", label_map={0: "none", 1: "block", 2: "dot", 255: "ignore"})
+    assert_same(cached(files), files)
+    assert files.read(0)[1].shape == (3, 24, 32)
 
 
 def test_other_rules_never_use_old_targets(pairs: Callable[..., FilePairs]) -> None:
