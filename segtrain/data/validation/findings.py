@@ -145,7 +145,7 @@ def _value_notes(problems: Sequence[Problem], unknown: Collection[int]) -> list[
     found = {value: held for value, held in raw_values(problems).items() if value in unknown}
     ranked = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
     notes = [
-        f"value {value}: {pixels:,} pixels in {masks:,} mask{'s' if masks > 1 else ''}"
+        f"value {value}: {pixels:,} pixel{'s' if pixels > 1 else ''} in {masks:,} mask{'s' if masks > 1 else ''}"
         for value, (pixels, masks) in ranked[:MAX_VALUES]
     ]
     notes += [f"and {len(ranked) - MAX_VALUES} more values"] if len(ranked) > MAX_VALUES else []
