@@ -155,21 +155,20 @@ def read_ranks(
 
 @triton.jit
 def count_ties(
-    losses, target, state, ties, size, channel_pixels, num_channels, ignore_index, labels,
+    losses, target, state, ties, runs, size, channel_pixels, num_channels, ignore_index, labels,
     GROUPING: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Count in ties, int64 `[groups, blocks]`, the undecided pixels of each run of TILES · BLOCK; grid (any,)."""
+    """Count in ties, int64 `[groups, runs]`, the undecided pixels of each run of TILES · BLOCK; grid (any,)."""
     if GROUPING == 0:
         if (tl.load(state + 3) != 0) | (tl.load(state + 2) <= tl.load(state + 1)):
             return
-    blocks = tl.cdiv(size, BLOCK * TILES).to(tl.int64)
     for start in range(tl.program_id(0), tl.cdiv(size, BLOCK), tl.num_programs(0)):
         place = tl.full([], BLOCK, tl.int64) * start + tl.arange(0, BLOCK)
         group, _, undecided = read_ranks(
             losses, target, state, place, place < size, channel_pixels, num_channels, ignore_index, labels, GROUPING
         )  # fmt: skip
         one = tl.full([BLOCK], 1, tl.int64)
-        tl.atomic_add(ties + group * blocks + start // TILES, one, mask=undecided, sem="relaxed")
+        tl.atomic_add(ties + group.to(tl.int64) * runs + start // TILES, one, mask=undecided, sem="relaxed")
 
 
 @triton.jit
@@ -185,7 +184,7 @@ def keep_hardest(
     if GROUPING == 0:
         if tl.load(state + 3) == 1:
             return
-    run, blocks = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    run, runs = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     for tile in range(TILES):
         place = (run * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
         inside = place < size
@@ -193,7 +192,7 @@ def keep_hardest(
             losses, target, state, place, inside, channel_pixels, num_channels, ignore_index, labels, GROUPING
         )  # fmt: skip
         if tl.sum(undecided.to(tl.int32)) > 0:
-            count = ties + group * blocks + run
+            count = ties + group * runs + run
             before = tl.load(count, mask=undecided, other=0, cache_modifier=".cg")  # atomics are not in the first cache
             order = tl.arange(0, BLOCK)
             tied = tl.where(undecided, group, -1)

@@ -131,19 +131,13 @@ def zeros_of(COUNT: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def halves(values, BLOCK: tl.constexpr):
-    """Return the pixels of even and of odd places: `[BLOCK / 2]` each, which stay in their threads."""
-    return tl.split(tl.reshape(values, [BLOCK // 2, 2]))
-
-
-@triton.jit
 def add_at_label(sums, label, values, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Add the values `[BLOCK]` to those of COUNT sums `[BLOCK / 2]` that their labels name; return the new sums.
 
-    Nothing crosses a thread here: a sum is added up over threads once, when a program ends.
+    Nothing crosses a thread here: neighbours are in one, and sums are added up over threads once, when a program ends.
     """
-    label_0, label_1 = halves(label, BLOCK)
-    value_0, value_1 = halves(values, BLOCK)
+    label_0, label_1 = tl.split(tl.reshape(label, [BLOCK // 2, 2]))
+    value_0, value_1 = tl.split(tl.reshape(values, [BLOCK // 2, 2]))
     added = ()
     for c in tl.static_range(COUNT):
         first = tl.where(label_0 == c, 1.0, 0.0) * value_0
@@ -155,10 +149,10 @@ def add_at_label(sums, label, values, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def add_each(sums, values, factor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Add values_c · factor, `[BLOCK]`, to sum c `[BLOCK / 2]` of COUNT; return the new sums."""
-    factor_0, factor_1 = halves(factor, BLOCK)
+    factor_0, factor_1 = tl.split(tl.reshape(factor, [BLOCK // 2, 2]))
     added = ()
     for c in tl.static_range(COUNT):
-        value_0, value_1 = halves(values[c], BLOCK)
+        value_0, value_1 = tl.split(tl.reshape(values[c], [BLOCK // 2, 2]))
         added = added + (sums[c] + value_0 * factor_0 + value_1 * factor_1,)
     return added
 

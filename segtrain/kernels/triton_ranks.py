@@ -101,6 +101,6 @@ class Mined:
         ties = torch.zeros((len(state), runs), dtype=torch.int64, device=target.device)
         shape = {"TILES": TILES_OF_A_RUN, "BLOCK": TIES.block, **options(TIES)}
         num = num_programs(TIES, target.numel(), device=target.device)
-        kernels.count_ties[(num,)](self.losses, target, state, ties, **pixels, **shape)
+        kernels.count_ties[(num,)](self.losses, target, state, ties, runs, **pixels, **shape)
         before = ties.cumsum(1) - ties
         kernels.keep_hardest[(runs,)](self.losses, target, state, before, self.mask, **pixels, **shape)
