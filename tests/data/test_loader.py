@@ -23,7 +23,7 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.formats import find_samples
 from segtrain.data.loader import Loader, build_eval_loader, build_train_loader, collate_train
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.errors import ConfigError, DataError
+from segtrain.errors import DataError
 
 AUGMENTED = [
     {"name": "random_scale"},
@@ -133,9 +133,13 @@ def test_a_mask_of_another_size_is_named(train_set: Callable[..., TrainDataset],
         dataset.read(0)
 
 
-def test_channels_that_files_do_not_have_are_refused(data_config: Callable[..., DataConfig]) -> None:
-    with pytest.raises(ConfigError, match="in_channels is 4"):
-        EvalDataset([], data_config(normalize={"mean": [0.5] * 4, "std": [0.5] * 4}))
+def test_channels_that_files_do_not_have_are_refused(
+    data_config: Callable[..., DataConfig], pair: Callable[..., Any]
+) -> None:
+    pair("a", np.zeros((4, 4), np.uint8))
+    data = data_config(normalize={"mean": [0.5] * 4, "std": [0.5] * 4})
+    with pytest.raises(DataError, match=r"a.png: .*3.*4"):
+        EvalDataset(find_samples(data, "train").samples, data).read(0)
 
 
 def test_evaluation_keeps_the_targets_size_and_the_order(
