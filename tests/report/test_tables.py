@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -23,10 +22,9 @@ NAMES = ("road", "pole", "[bold]a very long class name, with markup[/bold]", "sk
 
 
 def evaluation_of(matrix: list[list[int]], names: tuple[str, ...] = NAMES, *, trained: bool = True) -> Evaluation:
-    confusion = ConfusionMatrix(len(names))
-    confusion.matrix = torch.tensor(matrix)
-    confusion.images = (confusion.support > 0).long() * 9
-    confusion.num_images = 9
+    images = [9 * any(row) for row in matrix]
+    state = {"ignore_index": 255, "matrix": matrix, "images": images, "num_images": 9}
+    confusion = ConfusionMatrix.from_state(state)
     frequencies = SimpleNamespace(pixels=[50, 2, 9, 1][: len(names)]) if trained else None
     result = compute_scores(confusion, names, frequencies=frequencies, exclude=names[:1])
     return Evaluation(
