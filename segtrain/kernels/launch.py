@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-FEW_CLASSES = 24  # up to here every channel is a tensor of its own; a thread's registers hold no more sums
+FEW_CLASSES = 24  # up to here every channel can be a tensor of its own
+MOST_SUMS = (
+    114  # of a thread that holds them in registers: 19 classes with mining; more are spilled, and slow to compile
+)
 BINARY_ELEMENTS = 512  # of a tile with sigmoid
 MOST_CLASSES = 1024  # beyond, a pixel's channels do not fit the registers of a program
 MOST_TILES = 4096  # of one program: float32 counts stay exact, and float32 sums accurate
@@ -25,6 +28,11 @@ class Launch:
     block: int  # pixels of a tile
     warps: int
     programs: int  # for each multiprocessor
+
+
+def holds_all(num_classes: int, rows: int) -> bool:
+    """Whether the registers of `triton_columns.forward` hold `rows` sums of each class."""
+    return num_classes <= FEW_CLASSES and num_classes * rows <= MOST_SUMS
 
 
 def columns(num_classes: int, *, channels_last: bool) -> Launch:

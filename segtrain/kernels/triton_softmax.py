@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels import triton_columns, triton_columns_backward, triton_labels, triton_tiles
-from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, TUNER, Launch, columns, tiles
+from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, TUNER, Launch, columns, holds_all, tiles
 from segtrain.kernels.request import SUMS, Inputs, Request
 from segtrain.kernels.triton_inputs import Read, options, power_of_two, total, wanted_bits
 from segtrain.kernels.triton_ranks import Mined
@@ -35,7 +35,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         sums = dict.fromkeys(
             (*COUNTS, *SUMS), torch.zeros(read.logits.shape[:2], dtype=torch.float64, device=read.logits.device)
         )
-    elif num_classes <= FEW_CLASSES:
+    elif holds_all(num_classes, 1 + len(request.wanted) + (mined is not None or read.keep is not None)):
         sums = _few(read, request, wanted, mined)
     else:
         sums = _many(read, request, wanted, mined)

@@ -167,6 +167,12 @@ def test_softmax_sums_and_gradients_are_the_plain_ones(classes: int, draw: torch
     check(inputs, request, draw)
 
 
+@pytest.mark.parametrize("classes", [19, 24])
+def test_the_usual_terms_are_summed_right_in_registers_or_by_tiles(classes: int, draw: torch.Generator) -> None:
+    wanted = ("probability", "intersection", "cross_entropy", "focal")
+    check(*case(draw, classes=classes, images=1, size=(1, 7), wanted=wanted, dtype=torch.bfloat16), draw)
+
+
 @pytest.mark.parametrize("classes", [1, 3, 9])
 def test_sigmoid_sums_and_gradients_are_the_plain_ones(classes: int, draw: torch.Generator) -> None:
     options = ("shift", "margin", "weight", "keep", "scale", "gammas")
