@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample
 from segtrain.data.hashing import HASH_BYTES, Hash, hash_file
+from segtrain.data.places import short_hash
 from segtrain.data.problems import FileProblem, Problem
 from segtrain.data.samples import Samples
 from segtrain.data.scan import look_at_all
-from segtrain.data.scan_cache import RowCache, short_hash
+from segtrain.data.scan_cache import RowCache
 
 HASH_VERSION: Final = 1  # raise it when images are hashed in another way
 NUM_WORDS: Final = HASH_BYTES // 4

@@ -21,8 +21,9 @@ from segtrain.config.data import DataConfig
 from segtrain.console import progress
 from segtrain.data.images import AnyArray
 from segtrain.data.pair_file import UNREADABLE, PairFile, pack_names, pair_keys, write_pairs
+from segtrain.data.places import cache_folders, root_key
 from segtrain.data.samples import Indices
-from segtrain.data.scan_cache import cache_folders, root_key, signature_of, split_key
+from segtrain.data.scan_cache import signature_of, split_key
 from segtrain.data.sources import FilePairs, Pairs
 from segtrain.errors import DataError
 from segtrain.machine import available_memory, usable_cores

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
-from segtrain.data.formats import Sample, data_root, mask_reader
+from segtrain.data.formats import Sample, mask_reader
 from segtrain.data.labels import MultiLabelRules
 from segtrain.data.masks import LabelRules
+from segtrain.data.places import cache_folders, short_hash
 from segtrain.data.samples import Column, Samples, Texts
 from segtrain.errors import SegtrainError
 from segtrain.files import write_whole
@@ -147,27 +145,9 @@ def _narrowed(counts: NDArray[np.int64]) -> NDArray[Any]:
     return counts.astype(np.uint32) if not counts.size or counts.max() < 2**32 else counts
 
 
-def cache_folders(data: DataConfig) -> tuple[Path, Path]:
-    """Where caches of a data set are looked for, and written where that is possible: beside it, and at the user's."""
-    root = data_root(data).resolve()
-    beside, users = root / ".segtrain", platformdirs.user_cache_path("segtrain") / "scans" / root_key(data)
-    # Where the data are read-only, an older cache beside them must not hide the newer one of the user.
-    return (beside, users) if os.access(root, os.W_OK) else (users, beside)
-
-
-def root_key(data: DataConfig) -> str:
-    """A short name for the folder of the data set."""
-    return short_hash(str(data_root(data).resolve()))
-
-
 def split_key(data: DataConfig, split: str, rules: LabelRules | MultiLabelRules) -> str:
     """A short name for all that targets and counts of a split depend on besides its files."""
     mapping = sorted(rules.mapping.items()) if rules.mapping is not None else None
     place = [data.layout_key(), data.splits[split], repr(mask_reader(data))]
     checks = [data.max_pixels, len(data.normalize.mean), rules.num_counts]
     return short_hash(json.dumps([CACHE_VERSION, place, rules.num_classes, rules.ignore_index, mapping, checks]))
-
-
-def short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

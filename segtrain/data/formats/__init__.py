@@ -12,6 +12,7 @@ from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS, split_fol
 from segtrain.data.formats.image_sets import CVAT, VOC
 from segtrain.data.formats.mask_per_class import MASK_PER_CLASS
 from segtrain.data.formats.tables import LISTS, TABLE
+from segtrain.data.places import data_root
 from segtrain.data.problems import Problem
 from segtrain.errors import DataError, listing
 
@@ -86,11 +87,6 @@ def ensure_data(data: DataConfig) -> None:
         synthetic.check_generated(root, data.generate)
     else:
         synthetic.generate(root, data.generate)
-
-
-def data_root(data: DataConfig) -> Path:
-    """The folder of the data set."""
-    return Path(data.root).expanduser()
 
 
 def bad_files(problems: Sequence[Problem], data: DataConfig, *, split: str, nothing_left: bool = False) -> DataError:
