@@ -60,14 +60,14 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class CaseInputs:
     """The tensors of a case: logits, a leaf `[N, C, H, W]`, and target `[N, H, W]` as a mask file stores it."""
 
     logits: Tensor
     target: Tensor
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: Case) -> CaseInputs:
     """Make logits of a half-trained model and labels without structure, which no cache can guess.
 
     Labels are uniform over the classes, one pixel independent of the next, and the share `ignored` is ignored. Logits
@@ -83,10 +83,10 @@ def make_inputs(case: Case) -> Inputs:
     logits.scatter_add_(1, labels.unsqueeze(1), torch.full_like(labels, raised, dtype=logits.dtype).unsqueeze(1))
     ignored = torch.rand(plane, generator=generator, device=case.device) < case.ignored
     target = labels.masked_fill_(ignored, case.ignore_index).to(TARGET_DTYPES[case.target_dtype])
-    return Inputs(logits=logits.requires_grad_(), target=target)
+    return CaseInputs(logits=logits.requires_grad_(), target=target)
 
 
-def as_target(inputs: Inputs, kind: TargetKind, *, ignore_index: int) -> Tensor:
+def as_target(inputs: CaseInputs, kind: TargetKind, *, ignore_index: int) -> Tensor:
     """Return the target in the form that a loss asks for, made before anything is measured.
 
     stored: as it is. int64: what F.cross_entropy and smp demand. filled: int64 `[N, 1, H, W]` with class 0 in place of

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segtrain.benchmark import memory
 from segtrain.benchmark.bandwidth import copy_bytes_per_second, limit_ratio
-from segtrain.benchmark.cases import Case, Inputs, make_inputs
+from segtrain.benchmark.cases import Case, CaseInputs, make_inputs
 from segtrain.benchmark.confusion_subjects import CONFUSION_SUBJECTS, TORCHMETRICS
 from segtrain.benchmark.environment import describe_environment
 from segtrain.benchmark.threads import torch_threads
@@ -120,7 +120,7 @@ def _row(
     }
 
 
-def _call(name: str, case: Case, inputs: Inputs) -> Callable[[], object]:
+def _call(name: str, case: Case, inputs: CaseInputs) -> Callable[[], object]:
     subject = CONFUSION_SUBJECTS[name]
     update, values = subject.make(case), subject.values(case, inputs)
     return lambda: update(values, inputs.target)

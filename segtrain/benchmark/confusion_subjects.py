@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from segtrain.benchmark.cases import Case, Inputs
+from segtrain.benchmark.cases import Case, CaseInputs
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.metrics import ConfusionMatrix
 
@@ -45,7 +45,7 @@ class ConfusionSubject:
             return f"{self.needs} is not installed (pip install {self.needs})"
         return None
 
-    def values(self, case: Case, inputs: Inputs) -> Tensor:
+    def values(self, case: Case, inputs: CaseInputs) -> Tensor:
         """Return what it counts, made before anything is measured."""
         logits = inputs.logits.detach()
         if self.reads == "classes":

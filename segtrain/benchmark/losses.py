@@ -11,7 +11,7 @@ import torch
 
 from segtrain.benchmark import memory
 from segtrain.benchmark.bandwidth import copy_bytes_per_second, limit_ratio
-from segtrain.benchmark.cases import Case, Inputs, as_target, make_inputs
+from segtrain.benchmark.cases import Case, CaseInputs, as_target, make_inputs
 from segtrain.benchmark.environment import describe_environment
 from segtrain.benchmark.subjects import BASELINE, HEADLINE, SUBJECTS, Subject
 from segtrain.benchmark.threads import torch_threads
@@ -183,7 +183,7 @@ def _row(name: str, case: Case, problem: str | None, peak: int | None, timings: 
     return row
 
 
-def _call(subject: Subject, case: Case, inputs: Inputs, loss: Callable[..., torch.Tensor]) -> Callable[[], None]:
+def _call(subject: Subject, case: Case, inputs: CaseInputs, loss: Callable[..., torch.Tensor]) -> Callable[[], None]:
     target = as_target(inputs, subject.target, ignore_index=case.ignore_index)
     return lambda: loss(inputs.logits, target).backward()  # type: ignore[no-untyped-call]
 

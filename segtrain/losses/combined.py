@@ -20,7 +20,7 @@ from segtrain.losses.own_terms import WITHOUT_PIXEL_WEIGHT, BoundaryOwnTerm
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
 from segtrain.losses.table import Columns, describe, distinct_labels, reasons
-from segtrain.losses.term import ClassWeights, Inputs, OwnPassTerm, SumsTerm, part_of_window
+from segtrain.losses.term import ClassWeights, LossInputs, OwnPassTerm, SumsTerm, part_of_window
 from segtrain.losses.terms import Setting, make_term
 
 Reduce = Callable[[Tensor], Tensor]
@@ -203,7 +203,7 @@ class SegmentationLoss(nn.Module):
                 num_classes=self.num_classes,
                 ignore_index=self.ignore_index,
             )
-            inputs = Inputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
+            inputs = LossInputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
             parts += self._head_statistics(inputs, None if parts else observe)
         return torch.cat([part.flatten() for part in parts])
 
@@ -281,7 +281,7 @@ class SegmentationLoss(nn.Module):
             return ClassWeights(None)
         return ClassWeights(self.class_weights.double())
 
-    def _head_statistics(self, inputs: Inputs, observe: Observe | None) -> list[Tensor]:
+    def _head_statistics(self, inputs: LossInputs, observe: Observe | None) -> list[Tensor]:
         parts: dict[int, Tensor] = {}
         scale = 1.0 if self.config.margin is None else self.config.margin.scale
         for group in self._groups:

@@ -10,7 +10,7 @@ from torch import Tensor
 from segtrain.kernels.mining import HardExamples
 from segtrain.losses.class_sums import Activation, ClassSums
 from segtrain.losses.heads import one_hot
-from segtrain.losses.term import Inputs, SumsTerm
+from segtrain.losses.term import LossInputs, SumsTerm
 from segtrain.losses.upsampled import class_sums_of
 
 Gamma = tuple[float, ...]
@@ -50,7 +50,7 @@ def group_terms(terms: Mapping[int, SumsTerm], *, shifts: bool) -> tuple[Group, 
 
 def read_group(
     group: Group,
-    inputs: Inputs,
+    inputs: LossInputs,
     *,
     shift: Tensor | None,
     margin: Tensor | None,

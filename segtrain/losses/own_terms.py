@@ -15,7 +15,7 @@ from segtrain.losses.class_sums import Activation
 from segtrain.losses.distillation import distillation
 from segtrain.losses.lovasz import lovasz
 from segtrain.losses.region import BATCH
-from segtrain.losses.term import ClassWeights, Inputs, divide
+from segtrain.losses.term import ClassWeights, LossInputs, divide
 
 WITHOUT_PIXEL_WEIGHT = ("lovasz", "cl_dice")  # a weight of a pixel has no meaning in their formulas
 
@@ -58,7 +58,7 @@ class LovaszOwnTerm(QuotientTerm):
         """Nor is the mean of two batches' losses that of the sorted whole."""
         return self.inexact
 
-    def own_statistics(self, inputs: Inputs) -> Tensor:
+    def own_statistics(self, inputs: LossInputs) -> Tensor:
         """Return the summed losses and the number of classes or pairs."""
         return lovasz(
             inputs.full_logits,
@@ -81,7 +81,7 @@ class BoundaryOwnTerm(PixelQuotientTerm):
     classes: tuple[int, ...]
     activation: Activation
 
-    def own_statistics(self, inputs: Inputs) -> Tensor:
+    def own_statistics(self, inputs: LossInputs) -> Tensor:
         """Return the sum and the number of valid pixels."""
         return boundary(
             inputs.full_logits,
@@ -107,7 +107,7 @@ class DistillationOwnTerm(PixelQuotientTerm):
     temperature: float
     activation: Activation
 
-    def own_statistics(self, inputs: Inputs) -> Tensor:
+    def own_statistics(self, inputs: LossInputs) -> Tensor:
         """Return the sum and the number of valid pixels (with sigmoid of pairs)."""
         assert inputs.teacher_logits is not None
         return distillation(
@@ -146,7 +146,7 @@ class ClDiceOwnTerm:
         """An overlap of a whole window is no sum over its micro-batches."""
         return BATCH if self.per == "batch" else None
 
-    def own_statistics(self, inputs: Inputs) -> Tensor:
+    def own_statistics(self, inputs: LossInputs) -> Tensor:
         """Return the sums over skeletons and masks; per image the summed losses and the number of pairs."""
         return cl_dice(
             inputs.full_logits,

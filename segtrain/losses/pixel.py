@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import Activation, ClassSums
-from segtrain.losses.term import ClassWeights, Inputs, divide
+from segtrain.losses.term import ClassWeights, LossInputs, divide
 
 Reduction = Literal["valid", "weighted"]
 MINED = "hard examples are ranked within each micro-batch"
@@ -72,7 +72,7 @@ class PixelTerm:
         """Mining stays within a micro-batch and a rank."""
         return MINED if self.mined else None
 
-    def statistics(self, sums: ClassSums, inputs: Inputs) -> Tensor:
+    def statistics(self, sums: ClassSums, inputs: LossInputs) -> Tensor:
         """Return the loss and the pixels of each class, `[2, C]`."""
         loss, pixels = getattr(sums, self.name), sums.kept
         if self.activation == "sigmoid":
@@ -139,7 +139,7 @@ class BalancedCrossEntropyTerm:
         """Mining stays within a micro-batch and a rank."""
         return MINED if self.mined else None
 
-    def statistics(self, sums: ClassSums, inputs: Inputs) -> Tensor:
+    def statistics(self, sums: ClassSums, inputs: LossInputs) -> Tensor:
         """Return losses on positives and negatives and their counts `[4, C]`; per image loss and pixels `[2, C]`."""
         assert sums.cross_entropy is not None
         assert sums.cross_entropy_negatives is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import Activation, ClassSums
-from segtrain.losses.term import ClassWeights, Inputs, divide, valid_pixels
+from segtrain.losses.term import ClassWeights, LossInputs, divide, valid_pixels
 
 Absent = Literal["skip", "count", "zero", "all"]
 Per = Literal["batch", "image"]
@@ -87,7 +87,7 @@ class OverlapTerm:
         """An overlap of a whole window is no sum over its micro-batches."""
         return BATCH if self.per == "batch" else None
 
-    def statistics(self, sums: ClassSums, inputs: Inputs) -> Tensor:
+    def statistics(self, sums: ClassSums, inputs: LossInputs) -> Tensor:
         """Return I, P, T and the valid pixels `[4, C]`; per image the loss and the pairs behind it `[2, C]`."""
         mass = sums.squared_probability if self.squared else sums.probability
         assert mass is not None
@@ -153,7 +153,7 @@ class GeneralizedDiceTerm:
         """An overlap of a whole window is no sum over its micro-batches."""
         return BATCH if self.per == "batch" else None
 
-    def statistics(self, sums: ClassSums, inputs: Inputs) -> Tensor:
+    def statistics(self, sums: ClassSums, inputs: LossInputs) -> Tensor:
         """Return I, P and T `[3, C]`; per image the summed losses and the number of images `[2]`."""
         assert sums.intersection is not None
         assert sums.probability is not None

@@ -14,7 +14,7 @@ from segtrain.losses.class_sums import Activation, ClassSums
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class LossInputs:
     """One head's batch, as the terms read it."""
 
     logits: Tensor | CoarseLogits  # float [N, C, H, W]
@@ -90,13 +90,13 @@ class SumsTerm(_Valued, Protocol):
         """Focal exponents (one, or one for each class), None where it has none."""
         ...
 
-    def statistics(self, sums: ClassSums, inputs: Inputs) -> Tensor: ...
+    def statistics(self, sums: ClassSums, inputs: LossInputs) -> Tensor: ...
 
 
 class OwnPassTerm(_Valued, Protocol):
     """A term that reads the logits by itself."""
 
-    def own_statistics(self, inputs: Inputs) -> Tensor: ...
+    def own_statistics(self, inputs: LossInputs) -> Tensor: ...
 
 
 AnyTerm: TypeAlias = SumsTerm | OwnPassTerm
