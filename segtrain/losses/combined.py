@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from segtrain.config.loss import LossConfig
-from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.class_sums import ClassSums, check_labels
 from segtrain.losses.groups import group_terms, read_group
 from segtrain.losses.hard_examples import hard_examples
 from segtrain.losses.heads import Head, as_read, fit_head, split_heads
-from segtrain.losses.own_terms import WITHOUT_PIXEL_WEIGHT, BoundaryOwnTerm
+from segtrain.losses.own_terms import BoundaryOwnTerm, check_given
 from segtrain.losses.priors import margin_of, shift_of
 from segtrain.losses.schedules import weight_at
 from segtrain.losses.table import Columns, describe, distinct_labels, reasons
@@ -186,7 +185,7 @@ class SegmentationLoss(nn.Module):
 
         Arguments as for `terms`. K depends on the configuration and the number of heads only.
         """
-        self._check(pixel_weight, teacher_logits, distances)
+        check_given(self.config.terms, pixel_weight=pixel_weight, teacher_logits=teacher_logits, distances=distances)
         if self.config.check_labels and target.is_cuda:  # on the CPU class_sums always looks
             self._check_labels(target)
         parts: list[Tensor] = []
@@ -291,20 +290,6 @@ class SegmentationLoss(nn.Module):
                 observe(sums)
         parts |= {index: term.own_statistics(inputs) for index, term in self._own.items()}
         return [parts[index] for index in range(len(self._terms))]
-
-    def _check(self, pixel_weight: Tensor | None, teacher_logits: Tensor | None, distances: Tensor | None) -> None:
-        unweighted = [term.name for term in self.config.terms if term.name in WITHOUT_PIXEL_WEIGHT]
-        if pixel_weight is not None and unweighted:
-            raise ConfigError(
-                f"pixel_weight was given, but {unweighted[0]} has no weights for pixels: drop one of them, or add up "
-                "two losses, one of them called without pixel_weight."
-            )
-        if teacher_logits is not None and not self.needs_teacher:
-            raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
-        if teacher_logits is None and self.needs_teacher:
-            raise ConfigError("the distillation term needs teacher_logits: pass those of its teacher on this batch.")
-        if distances is not None and self.distance_classes is None:
-            raise ConfigError("distances were given, but no term of this loss uses them: drop them.")
 
     def _check_labels(self, target: Tensor) -> None:
         labels = 2 if target.dim() == 4 or self.num_classes == 1 else self.num_classes

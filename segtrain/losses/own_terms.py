@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from segtrain.config.loss_terms import TermConfig
+from segtrain.errors import ConfigError
 from segtrain.losses.accumulation import Normalizer
 from segtrain.losses.boundary import boundary
 from segtrain.losses.cl_dice import cl_dice, cl_dice_value
@@ -168,3 +171,26 @@ class ClDiceOwnTerm:
     def value(self, statistics: Tensor, weights: ClassWeights) -> Tensor:
         """Return the loss; class weights play no part in it."""
         return cl_dice_value(statistics, smooth=self.smooth)
+
+
+def check_given(
+    terms: Sequence[TermConfig],
+    *,
+    pixel_weight: Tensor | None,
+    teacher_logits: Tensor | None,
+    distances: Tensor | None,
+) -> None:
+    """Raise ConfigError where a batch brings what none of the terms uses, or lacks what one of them needs."""
+    names = [term.name for term in terms]
+    unweighted = [name for name in names if name in WITHOUT_PIXEL_WEIGHT]
+    if pixel_weight is not None and unweighted:
+        raise ConfigError(
+            f"pixel_weight was given, but {unweighted[0]} has no weights for pixels: drop one of them, or add up "
+            "two losses, one of them called without pixel_weight."
+        )
+    if teacher_logits is not None and "distillation" not in names:
+        raise ConfigError("teacher_logits were given, but no term of this loss uses them: drop them.")
+    if teacher_logits is None and "distillation" in names:
+        raise ConfigError("the distillation term needs teacher_logits: pass those of its teacher on this batch.")
+    if distances is not None and "boundary" not in names:
+        raise ConfigError("distances were given, but no term of this loss uses them: drop them.")

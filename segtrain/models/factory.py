@@ -17,6 +17,7 @@ from torch import nn
 from segtrain.config.schema import ModelConfig
 from segtrain.errors import ConfigError, suggest
 from segtrain.models.network import SegmentationModel
+from segtrain.models.prior_bias import set_prior_bias
 from segtrain.models.weights import load_encoder, load_matching
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ FIXED_PARAMS = frozenset(
 TIMM_PARAMS = frozenset({"img_size", "dynamic_img_size", "strict_img_size", "drop_rate", "drop_path_rate"})
 # What wrong values raise deep inside smp, timm and torch: caught around their code alone, never around ours.
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-SMALLEST_SHARE = 1e-6
 
 
 def build_model(
@@ -101,36 +101,10 @@ def _start(
         if bias.removeprefix("network.") in taken:
             built.init_report.append("prior_bias: skipped, because init_from brought a trained bias")
         else:
-            _set_prior_bias(built.classifier, frequencies)
+            set_prior_bias(built.classifier, frequencies)
             built.init_report.append("prior_bias: the output bias starts at the log of the class shares")
     if "encoder" in model.freeze and model.encoder_weights is None and model.init_from is None:
         built.init_report.append("freeze: the frozen encoder has random weights; give encoder_weights or init_from")
-
-
-def _set_prior_bias(classifier: nn.Conv2d, frequencies: ClassFrequencies | None) -> None:
-    """Start the bias at log π, π the share of the class: focal loss, Lin 2017, section 3.3, for many classes.
-
-    Where classes do not exclude each other, at the paper's log π/(1 − π), π being the share of yes.
-    """
-    if frequencies is None:
-        raise ConfigError(
-            "model.prior_bias needs the class frequencies: pass frequencies=scan_frequencies(config.data)"
-        )
-    pixels = torch.as_tensor(frequencies.pixels, dtype=torch.float64)
-    if len(pixels) != classifier.out_channels:
-        raise ConfigError(
-            f"model.prior_bias: the frequencies have {len(pixels)} classes and the model {classifier.out_channels}"
-        )
-    if pixels.sum() == 0 or classifier.bias is None:
-        raise ConfigError("model.prior_bias: no labelled pixel was counted, or the head has no bias: drop prior_bias")
-    # Absent and all but absent classes get a low bias, but one that training can still raise.
-    valid = getattr(frequencies, "valid", None)
-    start = (pixels / pixels.sum()).clamp_min(SMALLEST_SHARE).log()
-    if valid is not None:
-        share = pixels / torch.as_tensor(valid, dtype=torch.float64).clamp_min(1)
-        start = share.clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE).logit()
-    with torch.no_grad():
-        classifier.bias.copy_(start)
 
 
 def _construct(model: ModelConfig, num_classes: int, *, hub_weights: str | None) -> nn.Module:
