@@ -61,7 +61,10 @@ class OneHot(AtLabel):
         self.ignored = torch.eq(labels, num_classes, out=labels)
 
     def take(self, values: Tensor) -> Tensor:
-        return over_classes(values * self._one_hot).squeeze(1)
+        found = over_classes(values * self._one_hot).squeeze(1)
+        if bool(found.sum().isfinite()):
+            return found
+        return torch.where(self._one_hot == 1, values, 0.0).sum(1)  # 0 times the −inf of another class is NaN
 
     def take_out(self, values: Tensor) -> Tensor:
         alone = values * self._one_hot

@@ -1,4 +1,4 @@
-"""Work on logits in chunks that stay in the cache: how pixels are cut, and how a chunk is loaded and stored."""
+"""Work on logits in chunks that stay in the cache: how pixels are cut, and how a chunk is loaded."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ class Chunk(NamedTuple):
 
 
 def few_rows(values: Tensor) -> Tensor:
-    """View `[..., H, W]` as `[..., 1, H·W]` where the strides allow it (not a crop of a larger tensor)."""
+    """View `[..., H, W]` as `[..., 1, H·W]` where the strides allow it (not a crop of a larger tensor).
+
+    An expanded tensor stays as it is: what `empty_like` makes of it may have rows that do not join.
+    """
     height, width = values.shape[-2:]
+    if 0 in values.stride():
+        return values
     if height == 1 or values.stride(-2) == width * values.stride(-1):
         return values.as_strided((*values.shape[:-2], 1, height * width), (*values.stride()[:-2], 0, values.stride(-1)))
     return values

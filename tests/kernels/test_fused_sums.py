@@ -137,6 +137,16 @@ def layouts(logits: Tensor) -> Iterator[Tensor]:
     yield torch.stack((logits, logits), dim=2)[:, :, 1]
 
 
+def expanded(logits: Tensor) -> Iterator[Tensor]:
+    """One image, class, row, column or pixel of the logits for all of them, without a copy."""
+    yield logits[:1].expand_as(logits)
+    yield logits[:, :1].expand_as(logits)
+    yield logits.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)[:, :1].expand_as(logits)
+    yield logits[:, :, :1].expand_as(logits)
+    yield logits[..., :1].expand_as(logits)
+    yield logits[:, :, :1, :1].expand_as(logits)
+
+
 @pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
 @pytest.mark.usefixtures("small_chunks")
 def test_strides_change_rounding_alone(classes: int, sigmoid: bool) -> None:
@@ -145,6 +155,33 @@ def test_strides_change_rounding_alone(classes: int, sigmoid: bool) -> None:
     for logits in layouts(inputs.logits):
         other = Inputs(logits, inputs.target.transpose(-1, -2).contiguous().transpose(-1, -2))
         torch.testing.assert_close(gradient(fused_sums, other, request), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_expanded_logits_are_read_as_their_copies_are(classes: int, sigmoid: bool) -> None:
+    inputs, request = case({}, classes=classes, sigmoid=sigmoid)
+    for logits in expanded(inputs.logits):
+        expected = gradient(fused_sums, Inputs(logits.contiguous(), inputs.target), request)
+        found = gradient(fused_sums, Inputs(logits, inputs.target), request)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lowest", [-torch.inf, -3e38], ids=["minus infinity", "a difference beyond float32"])
+@pytest.mark.parametrize("classes", [2, 3, 5, 11])
+def test_a_class_made_impossible_harms_no_pixel_of_another(classes: int, lowest: float) -> None:
+    inputs, _ = case({}, classes=classes, dtype=torch.float32)
+    wanted = tuple(name for name in SUMS if name != "log_mass")
+    target = torch.where(inputs.target == classes - 1, 0, inputs.target)
+    logits = inputs.logits.clone()
+    logits[:, -1, ::2] = lowest
+    logits[:, 0, ::2] = torch.where(target[:, ::2] == 0, 3e38, 0.0)
+    request = Request(wanted, False, 255, (2.0,), 1.0)
+    found, expected = Inputs(logits, target), Inputs(logits.clamp(-1e4, 1e4).double(), target)
+    for name, value in plain_sums(expected, request).items():
+        torch.testing.assert_close(fused_sums(found, request)[name], value, rtol=1e-5, atol=1e-4)
+    grad = gradient(fused_sums, found, request)
+    torch.testing.assert_close(grad.double(), gradient(plain_sums, expected, request), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_has_the_type_and_the_layout_of_the_logits() -> None:
