@@ -85,9 +85,9 @@ def count(buckets: Tensor, *, num_buckets: int, weight: Tensor | None) -> Tensor
     """
     if not buckets.numel():
         return torch.zeros(len(buckets), num_buckets, dtype=torch.float64)
-    weights = [None] * len(buckets) if weight is None else weight.double()
-    rows = [
-        torch.bincount(row, factor, minlength=num_buckets + 1)[:num_buckets]
+    weights = [None] * len(buckets) if weight is None else weight
+    rows = [  # in float64, one image at a time
+        torch.bincount(row, None if factor is None else factor.double(), minlength=num_buckets + 1)[:num_buckets]
         for row, factor in zip(buckets, weights, strict=True)
     ]
     return torch.stack(rows).double()
