@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, mask_reader
 from segtrain.data.headers import NOT_ROTATED, SUFFIXES, Header
-from segtrain.data.images import decode_image, read_checked
+from segtrain.data.images import check_image, read_checked
 from segtrain.data.labels import count_labels, label_rules
 from segtrain.data.masks import histogram, narrow
 from segtrain.data.problems import FileProblem, Kind, Problem
@@ -50,7 +50,7 @@ class Inspector:
         data, header = read_checked(path, max_pixels=self._max_pixels)
         _check_header(header, path)
         # Damage in the middle of a file shows in no header: only decoding finds it before training does.
-        decode_image(data, header, path=path, in_channels=self._in_channels, bands=self._bands)
+        check_image(data, header, path=path, in_channels=self._in_channels, bands=self._bands)
         return header
 
     def _count_mask(self, sample: Sample, image: Header | None) -> NDArray[np.int64]:

@@ -218,8 +218,15 @@ class LabelRules:
         return known.astype(self.target_dtype)
 
     @cached_property
-    def _keeps_bytes(self) -> bool:
-        return self.mapping is None and self.target_dtype == np.uint8
+    def _moved(self) -> int | None:
+        """The one known value of bytes that does not stay, and becomes 255; -1 where all stay; else None."""
+        if self.target_dtype != np.uint8:
+            return None
+        known = np.flatnonzero(self._slots[:256] <= self.num_classes)
+        moved = known[self._targets[known] != known]
+        if not moved.size:
+            return -1
+        return int(moved[0]) if moved.size == 1 and self._targets[moved[0]] == 255 else None
 
     def encode(self, raw: AnyArray) -> AnyArray:
         """Turn raw mask values [H, W] into targets [H, W] of target_dtype.
@@ -232,8 +239,9 @@ class LabelRules:
             reason = self.explain_unknown(histogram(raw))
             if reason:
                 raise DataError(reason)
-        if raw.dtype == np.uint8 and self._keeps_bytes:
-            return raw
+        if raw.dtype == np.uint8 and self._moved is not None:
+            # most often all values stay but one, which becomes 255: a comparison is quicker than to look up each pixel
+            return raw if self._moved < 0 else cv2.bitwise_or(raw, cv2.inRange(raw, self._moved, self._moved))
         if raw.dtype == np.uint8 and self.target_dtype == np.uint8:
             return cv2.LUT(raw, self._targets[:256])
         return np.asarray(self._targets[raw])
@@ -249,10 +257,10 @@ class LabelRules:
 
     def count(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Fold a histogram of raw values into int64 [num_classes + 1]; the last entry counts ignored pixels."""
-        folded = np.zeros(self.num_classes + 2, np.int64)
         values = np.flatnonzero(counts)
-        np.add.at(folded, self._slots[values], counts[values])
-        return folded[:-1]
+        # sums of whole numbers in float64 are exact up to 2^53
+        folded = np.bincount(self._slots[values], weights=counts[values], minlength=self.num_classes + 2)
+        return folded[:-1].astype(np.int64)
 
     def explain_unknown(self, counts: NDArray[np.int64]) -> str:
         """Say which counted raw values have no meaning, and what to do; empty when all have one."""

@@ -64,7 +64,7 @@ class FilePairs(Pairs):
         """Read image uint8 or uint16 [H, W, C] and target as stored; see Pairs."""
         sample = self.samples[index]
         image = self._read_image(sample.image)
-        target = self.read_target(index)
+        target = self._target(sample)
         if image.shape[:2] != target.shape[-2:]:
             sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {image.shape[1]}x{image.shape[0]}"
             raise FileProblem(sample.mask or sample.image, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
@@ -72,7 +72,9 @@ class FilePairs(Pairs):
 
     def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
         """Read the mask alone; see Pairs."""
-        sample = self.samples[index]
+        return self._target(self.samples[index])
+
+    def _target(self, sample: Sample) -> AnyArray:
         if sample.mask is None:
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         try:

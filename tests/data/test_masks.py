@@ -300,3 +300,12 @@ def test_one_strange_pixel_is_found_beside_ignored_ones(data_config: Callable[..
     raw[17, 5] = strange
     with pytest.raises(DataError, match=rf"unknown mask values: {strange} \(1 pixels\)"):
         rules.encode(raw)
+
+
+@pytest.mark.parametrize("moved", [{}, {5: 255}, {5: 4}, {5: 255, 9: 255}, {0: 255}])
+def test_targets_are_those_of_the_label_map_whichever_way_they_are_found(moved: dict[int, int]) -> None:
+    mapping = {value: value for value in range(10)} | {255: 255} | moved
+    rules = LabelRules(num_classes=10, ignore_index=255, mapping=mapping, names=tuple("abcdefghij"))
+    raw = np.array([[*range(10), 255]] * 3, np.uint8)
+    assert rules.encode(raw).tolist() == [[mapping[value] for value in (*range(10), 255)]] * 3
+    assert raw[0].tolist() == [*range(10), 255]
