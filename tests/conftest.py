@@ -25,14 +25,22 @@ class FolderDataset:
     config: dict[str, Any]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip gpu-marked tests where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests marked exhaustive take minutes to hours each: they run only when asked for."""
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip gpu-marked tests where there is no CUDA device, and exhaustive ones where nobody asked for them."""
+    skips = {}
+    if not torch.cuda.is_available():
+        skips["gpu"] = pytest.mark.skip(reason="needs a CUDA device")
+    if not config.getoption("--exhaustive"):
+        skips["exhaustive"] = pytest.mark.skip(reason="takes minutes to hours: run with --exhaustive")
     for item in items:
-        if item.get_closest_marker("gpu") is not None:
-            item.add_marker(skip)
+        for name, skip in skips.items():
+            if item.get_closest_marker(name) is not None:
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True, scope="session")

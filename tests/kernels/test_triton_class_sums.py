@@ -55,7 +55,7 @@ def test_interpreted_kernels_sum_what_the_plain_form_does() -> None:
     run_interpreted("not slow")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_interpreted_kernels_sum_what_the_plain_form_does_on_drawn_cases() -> None:
     run_interpreted("slow")
 
@@ -73,7 +73,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     run_compiler(90, "quick", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_the_kernels_compile_for_all_numbers_of_classes(architecture: int, tmp_path: Path) -> None:
     run_compiler(architecture, "all", tmp_path)
