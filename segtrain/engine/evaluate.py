@@ -91,10 +91,7 @@ def evaluate(
         data = EvalDataset(samples, config.data, split=split)
     if device is not None:
         model = model.to(device)
-    if normalize is None:
-        normalize = Normalize(config.data.normalize.mean, config.data.normalize.std)
-    if isinstance(normalize, nn.Module) and device is not None:
-        normalize = normalize.to(device)
+    normalize = _normalize(config, normalize, device)
     names = config.data.class_names
     if tuner is not None:
         thresholds = dict(zip(names, config.evaluate.thresholds(names), strict=True))
@@ -113,12 +110,36 @@ def evaluate(
                 if on_image is not None:
                     on_image(int(item["index"]), item["image"], item["target"], prediction)
             advance(len(items))
+    mean = None if mean_loss is None else mean_loss.value()
+    return _evaluation(config, confusion, predictor, split=split, loss=mean, frequencies=frequencies)
+
+
+def make_confusion(config: Config) -> Confusion:
+    """Return the counts, empty, that fit the labels of config.data."""
+    kind = MultiLabelConfusion if config.data.multi_label else ConfusionMatrix
+    return kind(len(config.data.classes), ignore_index=config.data.ignore_index)
+
+
+def _normalize(
+    config: Config, given: Callable[[Tensor], Tensor] | None, device: torch.device | str | None
+) -> Callable[[Tensor], Tensor]:
+    normalize = Normalize(config.data.normalize.mean, config.data.normalize.std) if given is None else given
+    return normalize.to(device) if isinstance(normalize, nn.Module) and device is not None else normalize
+
+
+def _evaluation(
+    config: Config,
+    confusion: Confusion,
+    predictor: Predictor,
+    *,
+    split: str,
+    loss: float | None,
+    frequencies: ClassFrequencies | None,
+) -> Evaluation:
+    """Make scores of the counts of all images."""
+    names, settings = config.data.class_names, config.evaluate
     result = compute_scores(
-        confusion,
-        names,
-        frequencies=frequencies,
-        tail_fraction=config.evaluate.tail_fraction,
-        exclude=config.evaluate.exclude,
+        confusion, names, frequencies=frequencies, tail_fraction=settings.tail_fraction, exclude=settings.exclude
     )
     return Evaluation(
         confusion=confusion,
@@ -128,17 +149,11 @@ def evaluate(
         class_names=names,
         num_images=confusion.num_images,
         split=split,
-        loss=None if mean_loss is None else mean_loss.value(),
+        loss=loss,
         frequencies=frequencies,
-        prior_tau=config.evaluate.prior_tau,
+        prior_tau=settings.prior_tau,
         thresholds=None if predictor.thresholds is None else dict(zip(names, predictor.thresholds, strict=True)),
     )
-
-
-def make_confusion(config: Config) -> Confusion:
-    """Return the counts, empty, that fit the labels of config.data."""
-    kind = MultiLabelConfusion if config.data.multi_label else ConfusionMatrix
-    return kind(len(config.data.classes), ignore_index=config.data.ignore_index)
 
 
 @contextmanager

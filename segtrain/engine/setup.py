@@ -5,51 +5,43 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
 from textwrap import indent
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from segtrain.config import Config, dump_config
 from segtrain.config.loss import LossConfig
 from segtrain.console import say
 from segtrain.data import ClassFrequencies
-from segtrain.data.dataset import EvalDataset, TrainDataset
-from segtrain.data.frequencies import ScanResult, check_split, frequencies_of
-from segtrain.data.given import GivenPairs, MapDataset, check_given
-from segtrain.data.loader import build_train_loader
-from segtrain.data.pair_cache import with_cache
-from segtrain.data.sources import FilePairs, Pairs
+from segtrain.data.dataset import TrainDataset
+from segtrain.data.given import MapDataset
+from segtrain.data.loader import Loader, build_train_loader
+from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
-from segtrain.engine.exposure import Exposure, count_targets
+from segtrain.engine.exposure import Exposure
 from segtrain.engine.fitness import (
     accumulation_note,
     activation_note,
     check_accumulation,
-    check_distances,
     check_loss_section,
     uses_labels,
 )
 from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
-from segtrain.engine.monitor import check_metric_name, check_val_classes
+from segtrain.engine.monitor import check_metric_name
 from segtrain.engine.order import build_sampler, count_realised
 from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
+from segtrain.engine.run_data import RunData
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.teacher import check_sight, load_teacher, size_note
 from segtrain.engine.telemetry import Telemetry
-from segtrain.engine.validation_images import ValidationImages, choose_samples
 from segtrain.errors import ConfigError
 from segtrain.losses import SegmentationLoss, build_loss, resolve_auto
-from segtrain.metrics import tail_classes
 from segtrain.models import Normalize, build_model
 from segtrain.optim import build_optimizer, check_schedule
 from segtrain.tracking import Tracker
@@ -74,7 +66,7 @@ def prepare(
     check_loss_section(config, section, custom_model=model is not None)
     payload = find_resume(config)
     teacher = None if section is None else load_teacher(config, section, device=device)
-    data = _Data.check(config, train_data, val_data, console=console)
+    data = RunData.check(config, train_data, val_data, console=console)
     sampler = build_sampler(config, data.train_counts, data.frequencies, console)
     realised = None
     if loss is None:
@@ -90,9 +82,7 @@ def prepare(
     custom_model = None if model is None else type(model).__name__
     if model is None:
         model = _build_model(config, data.frequencies, console=console, load_weights=payload is None)
-    model = model.to(device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = _place(model, config, device)
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
     optimizer = build_optimizer(model, config.optimizer)
@@ -129,13 +119,7 @@ def prepare(
         train_data=data.train,
         val_data=data.val,
         sampler=sampler,
-        loader=build_train_loader(
-            data.train,
-            sampler,
-            workers=config.data.workers,
-            pin_memory=device.type == "cuda",
-            prefetch=config.data.prefetch,
-        ),
+        loader=_loader(config, data, sampler, device),
         frequencies=data.frequencies,
         exposure=exposure,
         schedule=schedule,
@@ -147,6 +131,23 @@ def prepare(
     )
     _announce(run, payload, console)
     return run
+
+
+def _place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
+
+
+def _loader(
+    config: Config, data: RunData, sampler: TrainBatchSampler, device: torch.device
+) -> Loader[dict[str, Tensor]]:
+    return build_train_loader(
+        data.train,
+        sampler,
+        workers=config.data.workers,
+        pin_memory=device.type == "cuda",
+        prefetch=config.data.prefetch,
+    )
 
 
 def _telemetry(config: Config, schedule: Schedule) -> Telemetry | None:
@@ -171,69 +172,6 @@ def _loss_section(config: Config, loss: nn.Module | None) -> LossConfig | None:
     if loss is not None:
         return loss.config if isinstance(loss, SegmentationLoss) else None
     return None if config.loss == "auto" else config.loss
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: TrainDataset
-    val: EvalDataset
-    frequencies: ClassFrequencies
-    train_counts: NDArray[np.int64]
-    val_counts: NDArray[np.int64]
-
-    @classmethod
-    def check(cls, config: Config, train: MapDataset | None, val: MapDataset | None, *, console: Console) -> _Data:
-        """Check the configured splits whole, and what was given in code likewise; count the classes of both."""
-        if isinstance(train, TrainDataset):
-            rows = count_targets((train.read(index)[1] for index in range(len(train))), config.data)
-            frequencies, counts = frequencies_of(rows, config.data)
-        else:
-            pairs, scan = _check(config, "train", train, console)
-            counts, frequencies = scan.counts, scan.frequencies
-            train = TrainDataset(pairs, config.data, counts=counts)
-        if isinstance(val, EvalDataset):
-            return cls(train, val, frequencies, counts, np.zeros((len(val), len(config.data.classes)), np.int64))
-        pairs, scan = _check(config, "val", val, console)
-        for message in check_val_classes(config, scan.frequencies.pixels.tolist()):
-            say(console, f"warning: {message}", style="yellow")
-        return cls(train, EvalDataset(pairs, config.data), frequencies, counts, scan.counts)
-
-    def with_maps(self, config: Config, classes: tuple[int, ...] | None, *, given: bool) -> _Data:
-        """Have the training data make the distance maps that the loss reads; data that was given must fit them."""
-        if given:
-            check_distances(self.train, classes)
-        if given or classes is None:
-            return self
-        train = TrainDataset(self.train.pairs, config.data, distance_classes=classes, counts=self.train_counts)
-        return replace(self, train=train)
-
-    def validation_images(self, config: Config) -> ValidationImages:
-        """Choose the samples that TensorBoard shows."""
-        rare = tail_classes(self.frequencies.pixels, config.evaluate.tail_fraction)
-        names = [sample.name for sample in self.val.samples]
-        indices = choose_samples(self.val_counts, rare, num_samples=config.train.validation_samples)
-        return ValidationImages(config, names, indices=indices, rare=rare)
-
-
-def _check(config: Config, split: str, given: MapDataset | None, console: Console) -> tuple[Pairs, ScanResult]:
-    """Check and count a split of the configuration, or the data set of pairs that stands in for it."""
-    pairs: Pairs
-    if given is None:
-        scan = check_split(config.data, split)
-        files = FilePairs(scan.samples, config.data, split=split)
-        pairs = with_cache(files, config.data, tell=partial(say, console))
-    elif config.data.cache != "none":
-        raise ConfigError(
-            f"data.cache: {config.data.cache} keeps what files hold, and {split}_data was given: use none"
-        )
-    else:
-        own = GivenPairs(given, config.data, split=split)
-        scan = check_given(own, config.data, workers=config.data.workers)
-        pairs = own.select(scan.good)
-    if scan.problems:
-        text = f"warning: {len(scan.problems)} bad samples of {split} are left out"
-        say(console, text, style="yellow")
-    return pairs, scan
 
 
 def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> Config:
