@@ -46,14 +46,15 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     sums = {kind: torch.zeros(images, groups, 2, dtype=torch.float64) for kind in ("count", "kept", *kinds)}
     rule = request.rule
     mined = None if rule is None else MinedRead(rule, pairs.target.shape, dtype=pairs.dtype)
+    needs_loss = mined is not None or bool(set(kinds) & set(MINED))
     for chunk in pairs.chunks():
         part = read(pairs, chunk)
-        loss, kept = part.loss() if mined is not None or set(kinds) & set(MINED) else part.d, part.kept
+        loss, kept = part.loss() if needs_loss else part.d, part.kept
         if mined is not None:
             where = (chunk.images, slice(None), chunk.rows, chunk.columns)
             kept = mined.take(where, loss, torch.addcmul(torch.ones_like(loss), part.sign, part.sign, value=-1))
             kept = kept if part.weight is None else kept * part.weight
-        _add(sums, chunk, part, kinds, loss if kept is None else loss.mul_(kept), kept, pairs)
+        _add(sums, chunk, part, kinds, loss.mul_(kept) if needs_loss and kept is not None else loss, kept, pairs)
     mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
         num_valid = sums["count"].sum() if pairs.weight is None else (pairs.buckets(pairs.target) != 2).sum()

@@ -40,7 +40,8 @@ def chunks(
     """Cut `[N, C, rows, columns]` into blocks: parts of a row, whole rows, or whole images.
 
     A block has about 1/parts of all elements, at least SMALLEST and at most `largest` (by default LARGEST for each
-    thread). Those of an image or a row are of about one size.
+    thread: so the last bits of a sum may depend on the number of threads). Those of an image or a row are of about one
+    size.
     """
     largest = LARGEST * torch.get_num_threads() if largest is None else largest
     elements = min(max(images * channels * rows * columns // parts, SMALLEST), largest)
