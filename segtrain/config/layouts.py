@@ -20,7 +20,9 @@ MAX_MASK_VALUE = 65535  # of 16-bit masks
 RAW_IGNORED = 65535  # where a reader gives class numbers: what it gives for 'ignore' and, with multi-label, 'none'
 RAW_NONE = 65534
 
-LayoutName = Literal["folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat", "mask_per_class"]
+LayoutName = Literal[
+    "folders", "lists", "table", "cityscapes", "voc", "ade20k", "coco", "cvat", "mask_per_class", "shards"
+]
 Meaning = Literal["none", "present", "ignore"]  # of a value in the mask file of one class
 
 # Keys of the data section that only some layouts read: elsewhere they would be ignored, so they are refused.
@@ -34,9 +36,10 @@ LAYOUTS_OF_KEYS: dict[str, tuple[str, ...]] = {
     "coco": ("coco",),
     "cvat": ("cvat",),
     "mask_per_class": ("mask_per_class",),
+    "shards": ("shards",),
     "name_map": ("cityscapes", "coco", "cvat"),
-    "label_map": ("folders", "lists", "table", "cityscapes", "voc", "ade20k"),
-    "colors": ("folders", "lists", "table", "voc"),
+    "label_map": ("folders", "lists", "table", "cityscapes", "voc", "ade20k", "shards"),
+    "colors": ("folders", "lists", "table", "voc", "shards"),
 }
 
 
@@ -126,6 +129,26 @@ class MaskPerClassConfig(Section):
         return values
 
 
+class ShardsConfig(Section):
+    """Which members of a tar file are image and mask: what follows the key and its dot in their names."""
+
+    image: str | None = Field(
+        None, min_length=1, description="such as jpg or rgb.png; null: image.*, else what is no mask"
+    )
+    mask: str | None = Field(
+        None, min_length=1, description="such as png or seg.png; null: mask.*, else png beside an image of another kind"
+    )
+
+    @model_validator(mode="after")
+    def _two_files(self) -> ShardsConfig:
+        for key, extension in (("image", self.image), ("mask", self.mask)):
+            if extension is not None and extension.startswith("."):
+                raise ValueError(f"{key}: {extension!r}: without the dot after the key: {extension.lstrip('.')!r}")
+        if self.image is not None and self.mask is not None and self.image.lower() == self.mask.lower():
+            raise ValueError(f"image and mask are both {self.image!r}: a sample has a file of each")
+        return self
+
+
 class LayoutSection(Section):
     """Where images and masks are, and how masks name their classes: the first part of the data section."""
 
@@ -143,7 +166,8 @@ class LayoutSection(Section):
     )
     splits: dict[str, str] = Field(
         default_factory=lambda: {"train": "train", "val": "val", "test": "test"},
-        description="split name: sub-folder, list, table, value of a column or COCO file, as the layout wants it",
+        description="split name: sub-folder, list, table, value of a column, COCO file or tar files, as the layout "
+        "wants it",
     )
     table: TableConfig = TableConfig()
     cityscapes: CityscapesConfig = CityscapesConfig()
@@ -151,6 +175,7 @@ class LayoutSection(Section):
     coco: CocoConfig | None = None
     cvat: CvatConfig = CvatConfig()
     mask_per_class: MaskPerClassConfig = MaskPerClassConfig()
+    shards: ShardsConfig = ShardsConfig()
     label_map: dict[int, Label] | None = Field(
         None,
         description="raw mask value: class name, class number or 'ignore', with multi-label also 'none' (of the "

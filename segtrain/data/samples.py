@@ -45,7 +45,7 @@ class Samples(Sequence[Record], Generic[Record]):
 
     @classmethod
     def pack(cls, records: Iterable[Record]) -> Samples[Record]:
-        """From records whose fields are str, Path, int, float, bool, None, or tuples of these.
+        """From records whose fields are str, Path, int, float, bool, None, or tuples of these, or pack themselves.
 
         Raises:
             TypeError: a field of another type, or of types that differ from record to record (None apart).
@@ -112,6 +112,9 @@ def pack_column(values: Sequence[Any]) -> Column:
         return Constant(None, len(values))
     if len(types) == 1 and types <= {int, float, bool, tuple} and values.count(values[0]) == len(values):
         return Constant(values[0], len(values))
+    if len(types) == 1 and hasattr(next(iter(types)), "pack_column"):  # paths that are more than their text
+        (own,) = types
+        return _optional(values, own.pack_column, next(value for value in values if value is not None))
     if all(issubclass(each, Path) for each in types):
         return _optional(values, lambda given: Texts.pack([os.fspath(path) for path in given], make=Path), Path())
     if len(types) == 1:

@@ -106,6 +106,11 @@ def gather(data: DataConfig, sources: Sequence[str], *, workers: int | None = No
         ConfigError: a layout whose masks are not one file for each image.
         DataError: bad files (unless data.on_bad is skip), or an image that has different masks in two splits.
     """
+    if data.layout == "shards":
+        raise ConfigError(
+            "data.layout shards: lists name files, and the members of tar files are none: give whole shards to each of "
+            "data.splits, or unpack them"
+        )
     if data.layout in LAYOUTS_WITHOUT_MASK_FILES:
         raise ConfigError(
             f"data.layout {data.layout}: lists name an image and a mask file in each line, and this layout has not one "

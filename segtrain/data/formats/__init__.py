@@ -11,6 +11,7 @@ from segtrain.data.formats.coco import COCO
 from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS, split_folder
 from segtrain.data.formats.image_sets import CVAT, VOC
 from segtrain.data.formats.mask_per_class import MASK_PER_CLASS
+from segtrain.data.formats.shards import SHARDS
 from segtrain.data.formats.tables import LISTS, TABLE
 from segtrain.data.places import data_root
 from segtrain.data.problems import Problem
@@ -43,6 +44,7 @@ FORMATS: dict[str, Layout] = {
     "coco": COCO,
     "cvat": CVAT,
     "mask_per_class": MASK_PER_CLASS,
+    "shards": SHARDS,
 }
 
 
