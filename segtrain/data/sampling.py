@@ -75,7 +75,7 @@ class TrainBatchSampler:
         return self.epoch_samples // (self.batch_size * self.world_size)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Start the next iteration at `batch` of `epoch`."""
+        """Start the next iteration at `batch` of `epoch`; raises ValueError where there is none."""
         if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
             raise ValueError(f"no batch {batch} in epoch {epoch}: an epoch has {self.batches_per_epoch} batches")
         self.epoch, self.batch = epoch, batch

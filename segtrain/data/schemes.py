@@ -227,7 +227,11 @@ def _with_quota(scheme: Scheme, quota: sections.NegativesConfig, counts: Counts,
 def chosen_classes(
     choice: sections.ClassChoice, pixels: Counts, class_names: Sequence[str], *, key: str
 ) -> tuple[int, ...]:
-    """Class numbers of a choice: `rare` is the rarest third of the classes with pixels (int64 [C]), rarest first."""
+    """Class numbers of a choice: `rare` is the rarest third of the classes with pixels (int64 [C]), rarest first.
+
+    Raises:
+        ConfigError: a name or number that is none of the classes.
+    """
     if choice == "rare":
         present = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c] > 0]
         return tuple(present[: math.ceil(len(present) / 3 - 1e-9)])

@@ -78,6 +78,7 @@ def error_codes(target: ClassMap, prediction: ClassMap, *, classes: Sequence[int
 
     hit: a named class, found. missed: a named class taken for another. invented: a named class predicted
     where the target is a class without a name here. A named class taken for another named one is missed.
+    Raises ValueError where target and prediction differ in size.
     """
     if target.shape != prediction.shape:
         raise ValueError(f"target {target.shape} and prediction {prediction.shape} differ in size")

@@ -33,6 +33,7 @@ def palette(num_classes: int, colors: Sequence[Color | None] | None = None) -> n
     colors: wished colours, None where there is no wish. The others take the first colours that lie far
     enough from every colour in use, then those that lie farthest (in Oklab, lightness stressed, since
     that is what colour-blind readers keep). All of those are distinct, and none is close to black.
+    Raises ValueError for more colours than classes.
     """
     wished = list(colors) if colors is not None else []
     if len(wished) > num_classes:

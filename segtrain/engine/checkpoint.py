@@ -98,6 +98,7 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     """Return the checkpoint file meant by a run folder or a file.
 
     In a folder `which` (best or last) is preferred, and the other one taken where it does not exist.
+    Raises CheckpointError where there is neither.
     """
     path = Path(path)
     if path.is_file():

@@ -33,7 +33,11 @@ class Normalizer:
         ignore_index: int,
         pixel_weights: Iterable[Tensor] | None = None,
     ) -> Normalizer:
-        """Count the targets, integer `[N, H, W]` or (multi-label) `[N, C, H, W]` each, on the device where they are."""
+        """Count the targets, integer `[N, H, W]` or (multi-label) `[N, C, H, W]` each, on the device where they are.
+
+        Raises:
+            ValueError: no target, or weights that are not one for each.
+        """
         windows = list(targets)
         weights = [None] * len(windows) if pixel_weights is None else list(pixel_weights)
         if not windows:

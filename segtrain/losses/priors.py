@@ -56,7 +56,11 @@ def label_margins(frequencies: ClassFrequencies | None, *, max_margin: float) ->
 
 
 def shift_of(config: LossConfig, log_prior: Tensor | None) -> Tensor | None:
-    """Return τ log π, what the pixel terms add to the logits, float64 `[C]`; None without a prior."""
+    """Return τ log π, what the pixel terms add to the logits, float64 `[C]`; None without a prior.
+
+    Raises:
+        ConfigError: the section has a prior, and no `log_prior` is given.
+    """
     if config.prior is None:
         return None
     if log_prior is None:
@@ -65,7 +69,11 @@ def shift_of(config: LossConfig, log_prior: Tensor | None) -> Tensor | None:
 
 
 def margin_of(config: LossConfig, margin: Tensor | None) -> Tensor | None:
-    """Return what the pixel terms take from the label's logit, float64 `[C]`; None without a margin."""
+    """Return what the pixel terms take from the label's logit, float64 `[C]`; None without a margin.
+
+    Raises:
+        ConfigError: the section has a margin, and none is given.
+    """
     if config.margin is None:
         return None
     if margin is None:

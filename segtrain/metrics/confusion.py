@@ -116,7 +116,7 @@ class ConfusionMatrix:
             self._images += images
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another matrix over the same classes."""
+        """Add the counts of another matrix; raises ValueError where its classes or its ignore_index are others."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError("only matrices with the same num_classes and ignore_index can be merged")
         self._matrix += other.matrix

@@ -71,7 +71,7 @@ class MultiLabelConfusion:
         return rows.view(self.num_classes, 2, 2).cpu()
 
     def merge(self, other: MultiLabelConfusion) -> None:
-        """Add the counts of another table over the same classes."""
+        """Add the counts of another table; raises ValueError where its classes or its ignore_index are others."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError("only counts with the same num_classes and ignore_index can be merged")
         self.matrix += other.matrix
@@ -143,7 +143,8 @@ def predict_labels(logits: Tensor, thresholds: Sequence[float] | Tensor) -> Tens
 
     A class is present where its probability σ(z) is at least its threshold; a NaN is absent.
 
-    thresholds: probabilities above 0 and below 1, one for each class, [C].
+    thresholds: probabilities above 0 and below 1, one for each class, [C]. Raises ValueError for others, and for
+    logits of another shape.
     """
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
@@ -154,7 +155,10 @@ def predict_labels(logits: Tensor, thresholds: Sequence[float] | Tensor) -> Tens
 
 
 def threshold_logits(thresholds: Sequence[float] | Tensor) -> Tensor:
-    """Return the logits at which σ(z) reaches the thresholds, float32 [K]: log t − log(1 − t)."""
+    """Return the logits at which σ(z) reaches the thresholds, float32 [K]: log t − log(1 − t).
+
+    Raises ValueError for thresholds that are not above 0 and below 1.
+    """
     values = torch.as_tensor(thresholds, dtype=torch.float64)
     if not bool(((values > 0) & (values < 1)).all()):
         raise ValueError(f"thresholds lie between 0 and 1, found {values.tolist()}")

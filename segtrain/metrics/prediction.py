@@ -19,7 +19,8 @@ def predict_classes(logits: Tensor, *, shift: Tensor | None = None) -> Tensor:
 
     Exactly torch.argmax over dim 1, ties and NaN included (the first index wins, a NaN counts as the largest).
 
-    shift: floats [C], added to the logits of every pixel first; see `prior_shift`.
+    shift: floats [C], added to the logits of every pixel first; see `prior_shift`. Raises ValueError for types or
+    shapes that do not fit.
     """
     if logits.ndim != 4 or logits.shape[1] == 0:
         raise ValueError(f"logits must be [N, C, H, W] with C > 0, found {list(logits.shape)}")

@@ -67,6 +67,9 @@ def compute_scores(
     not known. Undefined classes are left out of means; a mean of nothing is NaN. fwiou is the mean of the
     IoU weighted by the evaluated pixels of each class. Of classes that do not exclude each other (MultiLabelConfusion)
     every number is that of the class itself, present against absent, and pixel_accuracy counts (pixel, class) pairs.
+
+    Raises:
+        ValueError: names that are not one for each class, or excluded ones that are none of them.
     """
     if len(class_names) != confusion.num_classes:
         raise ValueError(f"{len(class_names)} class names for {confusion.num_classes} classes")
