@@ -18,7 +18,7 @@ from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
 Activation = Literal["softmax", "sigmoid"]
-__all__ = ["SUMS", "Activation", "ClassSums", "check_inputs", "check_labels", "class_sums", "target_pixels"]
+__all__ = ["SUMS", "Activation", "ClassSums", "by_name", "check_inputs", "check_labels", "class_sums", "target_pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +148,13 @@ def fused_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
         request.scale,
         request.mining,
     )
-    names: tuple[str, ...] = ("pixels", "kept")
-    if request.sigmoid:
-        names = ("pixels", "negatives", "kept", "kept_negatives")
-    names += ops.names_of_sums(request.wanted, sigmoid=request.sigmoid)
+    return by_name(sums, counts, wanted=request.wanted, sigmoid=request.sigmoid)
+
+
+def by_name(sums: Tensor, counts: Tensor, *, wanted: tuple[str, ...], sigmoid: bool) -> dict[str, Tensor]:
+    """Return what the operators give, sums `[K, N, C]` and counts `[2 or 4, N, C]`, as the fields of `ClassSums`."""
+    names: tuple[str, ...] = ("pixels", "negatives", "kept", "kept_negatives") if sigmoid else ("pixels", "kept")
+    names += ops.names_of_sums(wanted, sigmoid=sigmoid)
     return dict(zip(names, (*counts.unbind(), *sums.unbind()), strict=True))
 
 

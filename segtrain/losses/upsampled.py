@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from segtrain.kernels import class_sums as ops
 from segtrain.kernels.request import SUMS
 from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
-from segtrain.losses.class_sums import Activation, ClassSums, check_inputs, class_sums
+from segtrain.losses.class_sums import Activation, ClassSums, by_name, check_inputs, class_sums
 from segtrain.losses.hard_examples import HardExamples
 
 
@@ -37,10 +36,7 @@ def class_sums_of(
         ValueError: shapes or types that do not fit, or mining with sigmoid.
         DataError: a label out of range (on the CPU).
     """
-    if isinstance(logits, CoarseLogits) and logits.values.shape[-2:] == logits.shape[-2:]:
-        logits = logits.values
-    elif isinstance(logits, CoarseLogits) and logits.values.is_cuda and triton_reason(logits.device) is not None:
-        logits = logits.full()  # no operator takes strips here: what stands in on such a GPU wants them whole
+    logits = _as_read(logits)
     if isinstance(logits, Tensor):
         return class_sums(
             logits,
@@ -86,8 +82,13 @@ def class_sums_of(
         list(gamma),
         float(scale),
     )
-    of_counts: tuple[str, ...] = ("pixels", "kept")
-    if activation == "sigmoid":
-        of_counts = ("pixels", "negatives", "kept", "kept_negatives")
-    of_sums = ops.names_of_sums(names, sigmoid=activation == "sigmoid")
-    return ClassSums(**dict(zip((*of_counts, *of_sums), (*counts.unbind(), *sums.unbind()), strict=True)))
+    return ClassSums(**by_name(sums, counts, wanted=names, sigmoid=activation == "sigmoid"))
+
+
+def _as_read(logits: Tensor | CoarseLogits) -> Tensor | CoarseLogits:
+    """Return coarse logits as a tensor where they are at full size, or where no operator enlarges them in strips."""
+    if isinstance(logits, CoarseLogits) and logits.values.shape[-2:] == logits.shape[-2:]:
+        return logits.values
+    if isinstance(logits, CoarseLogits) and logits.values.is_cuda and triton_reason(logits.device) is not None:
+        return logits.full()  # what stands in for the kernels on such a GPU wants them whole
+    return logits
