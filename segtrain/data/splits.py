@@ -16,7 +16,7 @@ from segtrain.data.formats import Sample, data_root, find_samples
 from segtrain.data.frequencies import check_split
 from segtrain.data.samples import Samples
 from segtrain.data.stratify import Counts, Stock, stratify
-from segtrain.errors import ConfigError, DataError, listing
+from segtrain.errors import ConfigError, DataError, SegtrainError, listing
 from segtrain.files import write_whole
 
 Bools = NDArray[np.bool_]
@@ -209,7 +209,7 @@ def write_lists(data: DataConfig, lists: Mapping[str, str], *, force: bool) -> N
             write_whole(path, content)
     except BaseException:
         for path in done:
-            with suppress(OSError):  # the first error is the one to tell
+            with suppress(OSError, SegtrainError):  # the first error is the one to tell
                 _put_back(path, older.get(path))
         raise
 
@@ -218,4 +218,4 @@ def _put_back(path: Path, content: bytes | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
     else:
-        path.write_bytes(content)
+        write_whole(path, content)  # where there is no room for that either, the list that stands there stays whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,17 @@ def test_a_name_that_a_list_cannot_hold_is_refused(
     material = gather(data_config(), ["train"], cache=False)
     with pytest.raises(DataError, match="cannot stand in a list"):
         list_lines(material.samples, np.ones(1, np.bool_), root=tmp_path)
+
+
+def test_a_full_disk_leaves_the_lists_that_were_there(data_config: Callable[..., DataConfig], tmp_path: Path) -> None:
+    old = {"train.txt": "old train\n" * 50, "val.txt": "old val\n"}
+    config = data_config()
+    write_lists(config, old, force=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(SegtrainError, match="cannot be written"):
+            write_lists(config, {"val.txt": "new val\n", "train.txt": "new train\n" * 50}, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {name: (tmp_path / name).read_text() for name in old} == old
