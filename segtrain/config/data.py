@@ -77,6 +77,10 @@ class DataConfig(LayoutSection):
     on_bad: Literal["error", "skip"] = Field("error", description="skip: leave bad samples out, and count them")
     max_pixels: Count = Field(100_000_000, description="larger images are refused before they are decoded")
     input_size: Size | None = Field(None, description="[height, width] to which images are resized for the model")
+    decode: Literal["exact", "reduced"] = Field(
+        "exact",
+        description="reduced: JPEG images of twice input_size and more are decoded at a half, quarter or eighth",
+    )
     normalize: NormalizeConfig = NormalizeConfig()
     train_transforms: tuple[TransformConfig, ...] = ()
     sampling: SamplingConfig = UniformSampling(name="uniform")
@@ -176,6 +180,14 @@ class DataConfig(LayoutSection):
             raise ValueError(
                 f"bands names {len(self.bands)} bands, and normalize has {len(self.normalize.mean)} channels: give "
                 "normalize.mean and std one value for each band"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reduced_has_a_size(self) -> DataConfig:
+        if self.decode == "reduced" and self.input_size is None:
+            raise ValueError(
+                "decode: reduced goes by input_size, which is not set: give [height, width], or use decode: exact"
             )
         return self
 

@@ -23,6 +23,10 @@ DECODE_RGB: int | None = (
     cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if hasattr(cv2, "IMREAD_COLOR_RGB") else None
 )
 
+REDUCED = {
+    "RGB": {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8},
+    "L": {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8},
+}
 FIRST_BYTES = 2**16  # of a file, in which its header stands as a rule
 GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
@@ -48,15 +52,29 @@ def read_image(path: Path, *, in_channels: int = 3, max_pixels: int, bands: Sequ
 
 
 def decode_image(
-    data: bytes, header: Header, *, path: Path, in_channels: int, bands: Sequence[int] | None = None
+    data: bytes,
+    header: Header,
+    *,
+    path: Path,
+    in_channels: int,
+    bands: Sequence[int] | None = None,
+    at_least: tuple[int, int] | None = None,
 ) -> AnyArray:
-    """Decode the bytes of an image file whose header is known; see read_image."""
+    """Decode the bytes of an image file whose header is known; see read_image.
+
+    With `at_least` [height, width] JPEG files of RGB or grey come at the smallest of 1/1, 1/2, 1/4 and 1/8 of their
+    size that is whole and has as many pixels in both directions.
+    """
     check_whole(header, path)
     if bands is not None or in_channels not in (1, 3) or header.mode == MANY_BANDS:
         return _choose(_all_bands(data, header, path), path, in_channels=in_channels, bands=bands)
     reason = explain_mode(header, in_channels)
     if reason:
         raise FileProblem(path, reason, Kind.PIXEL_TYPE)
+    if at_least is not None and header.kind == "JPEG" and header.mode in REDUCED:
+        factor = _reduction(header, at_least)
+        if factor > 1:
+            return _decode_reduced(data, header, path, factor=factor, in_channels=in_channels)
     if (header.kind, header.mode) == ("JPEG", "RGB") and DECODE_RGB is not None:
         return _decode(data, path, DECODE_RGB)
     pixels = _unsigned(decode_pixels(data, header, path), path)
@@ -65,6 +83,22 @@ def decode_image(
         return np.ascontiguousarray(np.repeat(channel[:, :, None], in_channels, axis=2))
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return cv2.cvtColor(pixels, code)
+
+
+def _reduction(header: Header, at_least: tuple[int, int]) -> int:
+    """By how much a JPEG file may be shrunk as it is decoded: 1, 2, 4 or 8, and what divides both of its sides.
+
+    Other sides are rounded up to whole pixels, with which the image would not quite lie on its target.
+    """
+    sides = list(zip((header.height, header.width), at_least, strict=True))
+    return next((f for f in (8, 4, 2) if all(side % f == 0 and side >= f * least for side, least in sides)), 1)
+
+
+def _decode_reduced(data: bytes, header: Header, path: Path, *, factor: int, in_channels: int) -> AnyArray:
+    pixels = _decode(data, path, REDUCED[header.mode][factor] | cv2.IMREAD_IGNORE_ORIENTATION)
+    if header.mode == "RGB":
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(np.repeat(pixels[:, :, None], in_channels, axis=2))
 
 
 def check_image(
@@ -76,14 +110,13 @@ def check_image(
     here it is an eighth of the size.
     """
     check_whole(header, path)
-    if bands is not None or in_channels not in (1, 3) or header.kind != "JPEG" or header.mode not in ("RGB", "L"):
+    if bands is not None or in_channels not in (1, 3) or header.kind != "JPEG" or header.mode not in REDUCED:
         decode_image(data, header, path=path, in_channels=in_channels, bands=bands)
         return
     reason = explain_mode(header, in_channels)
     if reason:
         raise FileProblem(path, reason, Kind.PIXEL_TYPE)
-    color = header.mode == "RGB"
-    _decode(data, path, cv2.IMREAD_REDUCED_COLOR_8 if color else cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    _decode(data, path, REDUCED[header.mode][8])
 
 
 def check_whole(header: Header, path: Path) -> None:

@@ -113,7 +113,8 @@ def _equal(first: tuple[AnyArray, AnyArray], second: tuple[AnyArray, AnyArray]) 
 
 
 def _cache_path(pairs: FilePairs) -> Path:
-    name = f"pairs-{split_key(pairs.data, pairs.split, pairs.rules)}.bin"
+    size = "-{}x{}".format(*pairs.data.input_size) if pairs.data.input_size and pairs.data.decode == "reduced" else ""
+    name = f"pairs-{split_key(pairs.data, pairs.split, pairs.rules)}{size}.bin"
     if pairs.data.cache == "disk":
         folders = cache_folders(pairs.data)
         return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)

@@ -111,7 +111,7 @@ class _Look:
             signature = signature_of(sample)  # before reading: a file that changes meanwhile is read again next time
             looks.signatures[index] = signature
             row = self._rows[index]
-            if row >= 0 and signature != NO_SIGNATURE and np.array_equal(self._known.signatures[row], signature):
+            if row >= 0 and signature != NO_SIGNATURE and tuple(self._known.signatures[row].tolist()) == signature:
                 looks.counts[index] = self._known.counts[row]
                 looks.good[index] = looks.remembered[index] = True
                 continue

@@ -8,7 +8,7 @@ from functools import partial
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root, mask_reader
-from segtrain.data.images import AnyArray, read_image
+from segtrain.data.images import AnyArray, decode_image, read_checked
 from segtrain.data.labels import label_rules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Indices, Samples
@@ -56,17 +56,24 @@ class FilePairs(Pairs):
         self.name = f"{split!r} of {data_root(data)}"
         self.rules = label_rules(data)
         self._read_mask = mask_reader(data)
-        self._read_image = partial(
-            read_image, in_channels=len(data.normalize.mean), max_pixels=data.max_pixels, bands=data.bands
+        self._decode_image = partial(
+            decode_image,
+            in_channels=len(data.normalize.mean),
+            bands=data.bands,
+            at_least=data.input_size if data.decode == "reduced" else None,
         )
 
     def read(self, index: int, *, seed: int = 0) -> tuple[AnyArray, AnyArray]:
-        """Read image uint8 or uint16 [H, W, C] and target as stored; see Pairs."""
+        """Read image uint8 or uint16 [H, W, C] and target as stored; see Pairs.
+
+        With data.decode: reduced the image may be smaller than the target, though not than data.input_size.
+        """
         sample = self.samples[index]
-        image = self._read_image(sample.image)
+        content, header = read_checked(sample.image, max_pixels=self.data.max_pixels)
+        image = self._decode_image(content, header, path=sample.image)
         target = self._target(sample)
-        if image.shape[:2] != target.shape[-2:]:
-            sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {image.shape[1]}x{image.shape[0]}"
+        if (header.height, header.width) != target.shape[-2:]:
+            sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {header.size}"
             raise FileProblem(sample.mask or sample.image, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
         return image, target
 

@@ -15,6 +15,7 @@ from PIL import Image
 from segtrain.config import Config
 from segtrain.console import make_console, progress, say
 from segtrain.data.dataset import EvalDataset
+from segtrain.data.transforms import resize_image
 from segtrain.drawing import ERROR_COLORS, ERROR_NAMES, class_palette, panel_of
 from segtrain.files import write_json, write_whole
 from segtrain.report.worst import Worst, WorstImage
@@ -59,6 +60,7 @@ def describe(image: WorstImage) -> str:
 
 def _write_panel(path: Path, image: WorstImage, worst: Worst, *, data: EvalDataset, config: Config) -> tuple[int, int]:
     pixels, target = data.read(image.index)
+    pixels = resize_image(pixels, (target.shape[-2], target.shape[-1]))  # it may have been decoded at a smaller size
     picture = panel_of(
         pixels,
         target,
