@@ -44,7 +44,9 @@ def columns(num_classes: int, *, channels_last: bool) -> Launch:
 
 def tiles(width: int) -> Launch:
     """Return how `triton_tiles` is launched: 32 elements a thread; `width` is C, up to a power of two."""
-    warps = 4 if width <= 256 else 8 if width <= 512 else 16
+    if width > 512:  # 16 warps have too few registers each for 32 elements a thread
+        return Launch(block=8, warps=8, programs=2)
+    warps = 4 if width <= 256 else 8
     return Launch(block=max(4096 // width, 16), warps=warps, programs=16 // warps)
 
 
@@ -93,7 +95,7 @@ TUNER = Tuner()
 def candidates(default: Launch) -> Iterable[Launch]:
     """Return the launches that are tried: tiles of the same size a thread, and more or fewer programs."""
     sizes = [replace(default, block=default.block * n // 4, warps=default.warps * n // 4) for n in (2, 4, 8)]
-    sizes = [launch for launch in sizes if launch.warps and launch.block >= 16]
+    sizes = [launch for launch in sizes if launch.warps and launch.block >= min(default.block, 16)]
     return [replace(launch, programs=n) for launch in sizes for n in sorted({2, 4, 8, default.programs})]
 
 
