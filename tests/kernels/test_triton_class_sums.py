@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from segtrain.losses.class_sums import class_sums, fused_sums
 from segtrain.losses.plain_sums import plain_sums
 
 HERE = Path(__file__).parent
+INTERPRETER = (3, 7)  # of Triton: that of 3.6 takes no `range` over a scalar with NumPy of today
 HEADLINE = {"terms": [{"name": "cross_entropy"}, {"name": "focal"}, {"name": "dice"}], "ohem": {"threshold": 0.7}}
 WITHOUT_TRITON = """
 import sys
@@ -41,9 +43,16 @@ assert logits.grad.any() and "triton" not in sys.modules
 """
 
 
+def needs_triton(oldest: tuple[int, int], purpose: str) -> None:
+    """Skip the test where Triton is missing or too old."""
+    triton = pytest.importorskip("triton")
+    if tuple(map(int, triton.__version__.split(".")[:2])) < oldest:
+        pytest.skip(f"Triton {triton.__version__} is too old to {purpose} the kernels: {oldest[0]}.{oldest[1]} does")
+
+
 def run_interpreted(selection: str) -> None:
     """Run the tests of `interpreted_class_sums` in a process in which Triton interprets its kernels."""
-    pytest.importorskip("triton")
+    needs_triton(INTERPRETER, "interpret")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selection]
     command += [str(HERE / "interpreted_class_sums.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -61,8 +70,12 @@ def test_interpreted_kernels_sum_what_the_plain_form_does_on_drawn_cases() -> No
 
 
 def run_compiler(architecture: int, size: str, cache: Path) -> None:
-    """Compile kernels for a GPU that need not be there; Triton brings the assembler."""
-    pytest.importorskip("triton")
+    """Compile kernels for a GPU that need not be there; Triton brings the assembler.
+
+    By default, for sm_90, one case of each route: few classes with mining, sums by tiles with channels_last, sigmoid,
+    and shapes of 1. Marked slow, for sm_80 and sm_90: all widths, layouts, mining rules and every sum at once.
+    """
+    needs_triton(triton_available.OLDEST_TRITON, "compile")
     command = [sys.executable, str(HERE / "compile_class_sums.py"), str(architecture), size]
     environment = os.environ | {"TRITON_CACHE_DIR": str(cache)}
     done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
@@ -107,6 +120,29 @@ def test_a_gpu_without_kernels_takes_the_plain_sums_with_one_warning() -> None:
     assert torch.equal(found[-1].kept, expected["kept"])
     assert found[-1].focal is not None
     assert torch.equal(found[-1].focal, expected["focal"])
+
+
+@pytest.mark.parametrize(
+    ("installed", "reason"), [((3, 5), r"triton 3\.5 is older than 3\.6"), ((3, 6), None), (None, None)]
+)
+def test_a_triton_that_is_too_old_to_compile_is_a_reason(
+    installed: tuple[int, int] | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_available, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_available, "_triton_version", lambda: installed)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    triton_available._reason.cache_clear()
+    try:
+        found = triton_available.triton_reason(torch.device("cuda", 0))
+    finally:
+        triton_available._reason.cache_clear()
+    assert found is None if reason is None else re.match(reason, str(found))
+
+
+def test_the_version_of_triton_is_read_without_importing_it() -> None:
+    triton = pytest.importorskip("triton")
+    assert triton_available._triton_version() == tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @pytest.mark.usefixtures("logits_on_a_gpu")
