@@ -5,7 +5,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from segtrain.data.problems import Kind
@@ -84,14 +83,14 @@ def _infos(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _take(found: Tar, info: tarfile.TarInfo) -> None:
     name = info.name.removeprefix("./")
-    path = PurePosixPath(name)
     if info.isdir():
         return
-    if path.is_absolute() or ".." in path.parts:
+    if name.startswith("/") or ".." in name.split("/"):
         found.faults.append(Fault(name, "an absolute name, or one that leads outside", Kind.UNREADABLE))
         return
-    stem, dot, extension = path.name.partition(".")
-    key = (path.parent / stem).as_posix()
+    folder, slash, last = name.rpartition("/")  # no Path: there are millions of members
+    stem, dot, extension = last.partition(".")
+    key = folder + slash + stem
     if not info.isreg() or info.issparse():
         kind = "a link" if info.issym() or info.islnk() else "no plain file"
         found.faults.append(Fault(name, f"key {key}: {kind}; shards hold the files themselves", Kind.UNREADABLE))
