@@ -76,7 +76,7 @@ def test_the_smallest_size_with_enough_pixels_is_decoded(
 
 
 @pytest.mark.parametrize(
-    ("size", "mean"), [((68, 100), 1.0), ((34, 50), 1.0), ((17, 25), 1.0), ((66, 98), 3.0), ((30, 40), 3.0)]
+    ("size", "mean"), [((68, 100), 1.5), ((34, 50), 1.5), ((17, 25), 1.5), ((66, 98), 3.0), ((30, 40), 3.0)]
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_differ_by_no_more_than_is_stated(
@@ -85,7 +85,7 @@ def test_pixels_differ_by_no_more_than_is_stated(
     both = [files(mode=mode, input_size=list(size), decode=decode) for decode in ("reduced", "exact")]
     reduced, exact = (EvalDataset(pairs, pairs.data)[0] for pairs in both)
     difference = reduced["image"].float() - exact["image"].float()
-    assert 0 < difference.abs().mean() < mean
+    assert difference.abs().mean() < mean
     assert difference.mean().abs() < 0.5
     assert reduced["target"].equal(exact["target"])
 
