@@ -47,17 +47,15 @@ def run(args: argparse.Namespace) -> int:
     """Print what each split holds and write the lists; return 0."""
     from segtrain.config import load_config
     from segtrain.console import make_console, say
-    from segtrain.data.formats import present_splits
+    from segtrain.data.formats import all_splits
     from segtrain.data.splits import gather, share_out
-    from segtrain.errors import ConfigError, DataError
+    from segtrain.errors import ConfigError
 
     config = load_config(args.config, args.overrides)
     fractions = _fractions(args)
     if args.threshold is not None and not args.group_duplicates:
         raise ConfigError("--threshold belongs to --group-duplicates")
-    sources = args.sources.split(",") if args.sources else present_splits(config.data)
-    if not sources:
-        raise DataError(f"none of the splits {', '.join(config.data.splits)} is there under {config.data.root}")
+    sources = args.sources.split(",") if args.sources else all_splits(config.data)
     console = make_console()
     material = gather(config.data, sources, workers=args.workers)
     groups = _groups(args, config.data, material, tell=lambda text: say(console, text))

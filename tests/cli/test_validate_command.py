@@ -81,3 +81,15 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     assert main(["validate", training_file[0], *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["validate"], ["split", "--dry-run"]])
+def test_a_missing_folder_is_named_with_where_it_was_looked_for(
+    training_file: tuple[str, Path], command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, root = training_file
+    assert main([command[0], config, "data.root=nowhere", *command[1:]]) != 0
+    assert f"data.root: no folder nowhere (seen from {Path.cwd()})" in capsys.readouterr().err
+    (root / "images").rename(root / "pictures")
+    assert main([command[0], config, *command[1:]]) != 0
+    assert f"none of the splits train, val, test is there under {root}" in capsys.readouterr().err

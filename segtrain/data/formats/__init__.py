@@ -57,10 +57,14 @@ def find_samples(data: DataConfig, split: str) -> Listing:
     if split not in data.splits:
         raise DataError(f"data.splits has no {split!r}; it has: {', '.join(data.splits)}")
     ensure_data(data)
+    return FORMATS[data.layout].find(data, _existing_root(data), split)
+
+
+def _existing_root(data: DataConfig) -> Path:
     root = data_root(data)
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root} (seen from {Path.cwd()}); see data/README.md for the layouts")
-    return FORMATS[data.layout].find(data, root, split)
+    return root
 
 
 def mask_reader(data: DataConfig) -> MaskReader:
@@ -72,6 +76,20 @@ def present_splits(data: DataConfig) -> list[str]:
     """Return the configured splits whose folder or list file exists, in the order of data.splits."""
     root = data_root(data)
     return [split for split in data.splits if FORMATS[data.layout].exists(data, root, split)]
+
+
+def all_splits(data: DataConfig) -> list[str]:
+    """Return the splits that are there, of data that may have to be drawn first.
+
+    Raises:
+        DataError: missing root, or none of the splits.
+    """
+    ensure_data(data)
+    root = _existing_root(data)
+    present = present_splits(data)
+    if not present:
+        raise DataError(f"none of the splits {', '.join(data.splits)} is there under {root}")
+    return present
 
 
 def ensure_data(data: DataConfig) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from segtrain.config.data import DataConfig
 from segtrain.data.duplicates import DEFAULT_THRESHOLD
-from segtrain.data.formats import data_root, find_samples, present_splits
+from segtrain.data.formats import all_splits, data_root, find_samples
 from segtrain.data.frequencies import ScanResult, scan_split
 from segtrain.data.image_hashes import ImageHashes
 from segtrain.data.labels import label_rules
@@ -78,9 +78,7 @@ def validate(
     """
     if threshold is not None:
         check_threshold(threshold)
-    chosen = list(splits) if splits is not None else present_splits(data)
-    if not chosen:
-        raise DataError(f"none of the splits {', '.join(data.splits)} is there under {data_root(data)}")
+    chosen = list(splits) if splits is not None else all_splits(data)
     scans: dict[str, ScanResult] = {}
     unusable: dict[str, str] = {}
     for split in chosen:
