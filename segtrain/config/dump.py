@@ -55,6 +55,19 @@ _Representer.add_representer(
 )
 
 
+def inline(value: Any) -> str:
+    """Return one setting as a training file would have it, on a line, to be read and not to be loaded."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {inline(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return str(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(value[key]) for key in sorted(value, key=lambda key: key != "name")}

@@ -161,8 +161,11 @@ def share_out(counts: Counts, groups: NDArray[np.int64], fractions: Mapping[str,
         raise ConfigError(f"fractions of two splits or more, each above 0 and 1 in all; found: {told or 'none'}")
     stock = Stock.count(counts, groups, parts)
     if stock.num_groups < len(parts):
-        kept = "" if stock.num_groups == len(counts) else f" ({len(counts)} samples)"
-        raise DataError(f"{len(parts)} splits, but only {stock.num_groups} groups{kept}: no group may be parted")
+        found = f"{stock.num_groups} group{'s' if stock.num_groups != 1 else ''} of {len(counts)} samples"
+        raise DataError(
+            f"{len(parts)} splits need as many groups, which are never parted; found {found}. Group by something finer "
+            "(sub-folders, regex:PATTERN, column:NAME), drop the grouping, or make fewer splits"
+        )
     assigned = stratify(stock, seed=seed)[groups]
     return Shares(tuple(fractions), parts, assigned, groups, counts)
 

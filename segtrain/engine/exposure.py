@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
+from segtrain.config.dump import inline
 from segtrain.config.sampling import SamplingConfig
 from segtrain.data import ClassFrequencies
 from segtrain.data.frequencies import count_target
@@ -163,7 +164,7 @@ def expected_table(
         share = pixels / max(float(pixels.sum()), 1e-12)
     columns = _Columns("expected", share, images)
     settings = ", ".join(
-        f"{key}: {value}"
+        f"{key}: {inline(value)}"
         for key, value in section.model_dump(exclude={"name", "epoch_samples"}, exclude_none=True).items()
     )
     head = f"sampling: {section.name}" + (f" ({settings})" if settings else "")

@@ -68,9 +68,11 @@ def build_loss(
         counted = _counted(config.margin, frequencies, realised, key="margin")
         margin = label_margins(counted, max_margin=config.margin.max_margin)
     shares = None
-    if frequencies is not None:
-        pixels = torch.as_tensor(frequencies.pixels, dtype=torch.float64)
-        valid = getattr(frequencies, "valid", None)
+    by_realised = [part for part in (config.class_weights, config.prior, config.margin) if _is_realised(part)]
+    shown = realised if by_realised else frequencies
+    if shown is not None:
+        pixels = torch.as_tensor(shown.pixels, dtype=torch.float64)
+        valid = getattr(shown, "valid", None)
         valid = pixels.sum() if valid is None else torch.as_tensor(valid, dtype=torch.float64)
         shares = (pixels / valid.clamp(min=1)).tolist()
     return SegmentationLoss(
@@ -83,6 +85,10 @@ def build_loss(
         class_names=class_names,
         shares=shares,
     )
+
+
+def _is_realised(part: ClassWeightsConfig | PriorConfig | MarginConfig | None) -> bool:
+    return part is not None and part.frequencies == "realised"
 
 
 def _counted(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segtrain.config.dump import inline
 from segtrain.config.loss import LossConfig
 from segtrain.config.loss_terms import TermConfig
 from segtrain.losses.schedules import describe_weight
@@ -46,7 +47,7 @@ def _term_line(label: str, term: TermConfig) -> str:
     settings = term.model_dump(exclude={"name", "label", "weight"}, exclude_none=True)
     name = f"{label}: {term.name}" if term.label is not None else label
     told = {key: value for key, value in settings.items() if value is not False and not _is_off(key, value)}
-    text = ", ".join(f"{key}: {_short(value)}" for key, value in told.items())
+    text = ", ".join(f"{key}: {inline(value)}" for key, value in told.items())
     return f"{describe_weight(term.weight)} × {name}" + (f" ({text})" if text else "")
 
 
@@ -60,7 +61,7 @@ def _shared_lines(config: LossConfig) -> list[str]:
         lines.append("activation: sigmoid, a yes or no for each class; class weights weigh the channels")
     if config.ohem is not None:
         rule = config.ohem.model_dump(exclude_none=True)
-        lines.append("hard examples: " + ", ".join(f"{key}: {_short(value)}" for key, value in rule.items()))
+        lines.append("hard examples: " + ", ".join(f"{key}: {inline(value)}" for key, value in rule.items()))
     if config.prior is not None:
         which = "realised share" if config.prior.frequencies == "realised" else "share"
         lines.append(f"prior: pixel terms read logits + {config.prior.tau:g} × log({which} of the class)")
@@ -99,19 +100,6 @@ def _class_rows(columns: Columns) -> list[str]:
     width = max(len("class"), *map(len, names))
     rows = [("class", *shown), *zip(names, *shown.values(), strict=True)]
     return ["  " + f"{row[0]:<{width}}" + "".join(f"  {cell:>10}" for cell in row[1:]) for row in rows]
-
-
-def _short(value: Any) -> str:
-    """Write a setting as a training file would."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_short(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_short, value)) + "]"
-    return str(value)
 
 
 def distinct_labels(terms: Sequence[TermConfig]) -> tuple[str, ...]:
