@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.exposure import Exposure
+from segtrain.engine.phases import Phases
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
 from segtrain.engine.telemetry import Telemetry
@@ -41,6 +42,7 @@ class Run:
     `measures_loss` is false where evaluations have no loss to measure, as distillation is all there is.
     `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
     `thresholds` are those that the last evaluation chose on val, None without evaluate.tune_thresholds.
+    `phases` is told what each step is at: nothing is measured until something else is put there.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Run:
     custom_model: str | None
     validation_images: ValidationImages
     thresholds: TunedThresholds | None = None
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def last_path(self) -> Path:

@@ -28,7 +28,8 @@ def make_step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
     schedule = run.config.optimizer.schedule
     set_learning_rate(run.optimizer, schedule, step=run.state.step, total_steps=run.schedule.total_steps)
     run.loss.set_progress(run.state.step, run.schedule.epoch(run.state.step))
-    targets = [batch["target"].to(run.device, non_blocking=True) for batch in window]
+    with run.phases.of("to_device"):
+        targets = [batch["target"].to(run.device, non_blocking=True) for batch in window]
     # the forward pass changes BatchNorm's statistics: a step that is left out must leave no trace in them
     buffers = [buffer.clone() for buffer in run.model.buffers()]
     hooks: list[dict[str, Any]]
@@ -42,13 +43,16 @@ def make_step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
         if run.telemetry is not None:
             run.telemetry.see(output, target, step=run.state.step + 1)
             more |= run.telemetry.hooks(run.loss)
-        terms = run.loss.terms(output, target, **hook, **more)
-        torch.autograd.backward(run.scaler.scale(terms["total"]))
+        with run.phases.of("loss"):
+            terms = run.loss.terms(output, target, **hook, **more)
+        with run.phases.of("backward"):
+            torch.autograd.backward(run.scaler.scale(terms["total"]))
         for name, value in terms.items():
             key = "loss" if name == "total" else f"loss_{name}"
             # with the rest of the window at hand each batch gives the value of the whole window
             totals[key] = totals.get(key, 0.0) + value.detach() / (len(window) if exact else 1)
-    totals["grad_norm"] = _apply_gradients(run, totals["loss"], buffers)
+    with run.phases.of("optimizer"):
+        totals["grad_norm"] = _apply_gradients(run, totals["loss"], buffers)
     run.state.step += 1
     return totals
 
@@ -76,9 +80,10 @@ def _rests(run: Run, window: Sequence[Batch], targets: Sequence[Tensor], buffers
 def _see(run: Run, batch: Batch) -> tuple[Any, dict[str, Any]]:
     """Return what the model makes of a batch, logits or a list of them, and what the loss wants beside the target."""
     train, device = run.config.train, run.device
-    stored = batch["image"].to(device, non_blocking=True)
-    images = run.normalize(stored, torch.channels_last if train.channels_last else torch.contiguous_format)
-    with autocast(device, train.precision):
+    with run.phases.of("to_device"):
+        stored = batch["image"].to(device, non_blocking=True)
+        images = run.normalize(stored, torch.channels_last if train.channels_last else torch.contiguous_format)
+    with run.phases.of("forward"), autocast(device, train.precision):
         output = run.forward(images)
     more: dict[str, Any] = {}
     if run.teacher is not None:

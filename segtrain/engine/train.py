@@ -126,6 +126,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
                 break
+            run.phases.begin_step()
             waited = time.perf_counter()
             window = next(windows)
             waited = time.perf_counter() - waited
@@ -137,6 +138,7 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
                 raise SegtrainError(_non_finite_message(run, window))
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
                 _log(run, meter, display)
+            run.phases.end_step(waited=waited)
             if time.monotonic() - saved >= run.config.train.save_every_seconds:
                 save_checkpoint(run.last_path, run.resume_payload())
                 saved = time.monotonic()
