@@ -95,9 +95,10 @@ class Run:
             return self.loss(logits, target)
         return self.loss(logits, target, teacher_logits=logits)
 
-    def best_payload(self, scores: Mapping[str, float]) -> dict[str, Any]:
-        """Return what `best.pt` holds: the weights whose results count, and these results."""
-        return self._description() | {"model": self.evaluated_model().state_dict(), "scores": dict(scores)}
+    def best_payload(self, scores: Mapping[str, float], *, support: Mapping[str, int]) -> dict[str, Any]:
+        """Return what `best.pt` holds: the weights whose results count, these results, and of each class its pixels."""
+        results = {"scores": dict(scores), "support": dict(support)}
+        return self._description() | {"model": self.evaluated_model().state_dict()} | results
 
     def resume_payload(self) -> dict[str, Any]:
         """Return what `last.pt` holds: all that `restore` needs."""

@@ -200,7 +200,7 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     if better and run.thresholds is not None:
         display.say(f"thresholds chosen on val: {run.thresholds.describe()}")
     if better:
-        save_checkpoint(run.best_path, run.best_payload(scores))
+        save_checkpoint(run.best_path, run.best_payload(scores, support=support))
     save_checkpoint(run.last_path, run.resume_payload())
     return evaluation
 
