@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segtrain.config.data import DataConfig
 from segtrain.data import check_split
-from segtrain.data.formats import find_samples, long_lists, tables
+from segtrain.data.formats import base, find_samples, long_lists, tables
 from segtrain.data.samples import Samples
 from segtrain.errors import DataError
 
@@ -44,7 +47,7 @@ def test_a_long_list_gives_the_samples_of_a_short_one(
 ) -> None:
     data = lists(text_of(separator, root=f"{tmp_path}/" if absolute else ""))
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "read_plain_list", lambda text, folder: None)
+        patch.setattr(tables, "read_plain_list", lambda content, folder: None)
         one_by_one = list(find_samples(data, "train").samples)
     assert len(one_by_one) == 5
     for unchecked in (3, 100):
@@ -69,12 +72,55 @@ def test_what_a_short_list_names_and_is_not_there_is_told_with_its_line(lists: C
         "images/train/0.png masks/train/0.png\n",
         "images/train/../train/0.png masks/train/0.png\n",
         "images/train/0.txt masks/train/0.png\n",
+        "images/train/.png masks/train/0.png\n",
+        "images/train/8.png\n",
+        "images/train/8.png masks/train/8.png more\n",
+        "images/train/8.png\u00a0masks/train/8.png\n",
+        "/images/train/8.png masks/train/8.png\n",
+        "images/train/8.png masks/train/8.png\x0bimages/train/9.png masks/train/9.png\n",
     ],
 )
 def test_lists_that_want_care_get_it(monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setattr(long_lists, "UNCHECKED", 3)
-    assert long_lists.read_plain_list(text_of(" "), folder=Path("/data")) is not None
-    assert long_lists.read_plain_list(text_of(" ") + extra, folder=Path("/data")) is None
+    assert long_lists.read_plain_list(text_of(" ").encode(), folder=Path("/data")) is not None
+    assert long_lists.read_plain_list((text_of(" ") + extra).encode(), folder=Path("/data")) is None
+
+
+HARMLESS = ["a", "B7", "c/d", "é", "e f", "0", ".png"]
+WITH_CARE = ["\u2003", " ", ",", "\t", "/", ".", ".txt", "\r", "#", "\x1f", "\x85", "\\"]
+PARTS = HARMLESS * 6 + WITH_CARE
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(*[st.lists(st.sampled_from(PARTS), max_size=2).map("".join)] * 2), min_size=1, max_size=6),
+    separator=st.sampled_from(["\t", ",", " ", ", ", "\t "]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_is_read_as_a_plain_list_is_what_a_look_at_each_line_finds(
+    pairs: list[tuple[str, str]], separator: str, end: str
+) -> None:
+    text = "".join(f"img{one}.png{separator}msk{two}.png{end}" for one, two in pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_lists, "UNCHECKED", 0)
+        plain = long_lists.read_plain_list(text.encode(), folder=Path("/data"))
+        if plain is None:
+            return
+        patch.setattr(Path, "is_file", lambda path: True)
+        rows = tables._pairs(text, Path("list.txt"))
+        found = base.pair_by_rows(rows, folder=Path("/data"), source=Path("list.txt"))
+    assert list(plain) == list(found.samples)
+    assert not found.problems
+
+
+def test_a_part_of_a_long_list_and_what_a_worker_gets_are_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
+    whole = long_lists.read_plain_list(text_of(",").encode(), folder=Path("/data"))
+    assert whole is not None
+    samples = list(whole)
+    assert list(whole.select([4, 0])) == [samples[4], samples[0]]
+    assert list(pickle.loads(pickle.dumps(whole))) == samples
+    assert list(whole.column("name")) == [sample.name for sample in samples]
 
 
 def test_what_a_long_list_names_and_is_not_there_is_found_by_the_scan(

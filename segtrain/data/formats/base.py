@@ -174,6 +174,14 @@ def read_text(path: Path, *, what: str) -> str:
         raise DataError(f"{what} {path} cannot be read ({error})") from error
 
 
+def read_bytes(path: Path, *, what: str) -> bytes:
+    """The bytes of a file of the layout; raises DataError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read ({error})") from error
+
+
 def read_stems(path: Path, *, split: str) -> list[str]:
     """The lines of a list of names (VOC's ImageSets); raises DataError for none or repeats."""
     text = read_text(path, what=f"split {split!r}: the list")

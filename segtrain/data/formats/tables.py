@@ -9,7 +9,7 @@ from typing import Any
 
 from segtrain.config.data import DataConfig
 from segtrain.data.extras import require
-from segtrain.data.formats.base import Layout, Listing, Row, pair_by_rows, read_text
+from segtrain.data.formats.base import Layout, Listing, Row, pair_by_rows, read_bytes, read_text
 from segtrain.data.formats.long_lists import read_plain_list
 from segtrain.data.formats.readers import file_masks
 from segtrain.errors import DataError, listing, some, suggest
@@ -25,11 +25,11 @@ def _find_in_lists(data: DataConfig, root: Path, split: str) -> Listing:
     Of a long list the scan finds what is missing.
     """
     path = root / data.splits[split]
-    text = read_text(path, what=f"split {split!r}: the list")
-    plain = read_plain_list(text, folder=root)
+    what = f"split {split!r}: the list"
+    plain = read_plain_list(read_bytes(path, what=what), folder=root)
     if plain is not None:
         return Listing(plain, [])
-    rows = _pairs(text, path)
+    rows = _pairs(read_text(path, what=what), path)
     if not rows:
         raise DataError(f"split {split!r}: {path} names no samples")
     return pair_by_rows(rows, folder=root, source=path)
