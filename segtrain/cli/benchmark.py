@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segtrain.cli import benchmark_confusion, benchmark_data
+from segtrain.cli import benchmark_confusion, benchmark_data, benchmark_step
 from segtrain.cli.arguments import positive
 from segtrain.cli.benchmark_cases import add_case_arguments, make_cases, read_result
 
@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = subjects.add_parser("data", help="loader, scan and cache, against the bare decode", allow_abbrev=False)
     benchmark_data.add_arguments(data)
     data.set_defaults(run_subject=benchmark_data.run)
+    step = subjects.add_parser("step", help="a training step of the engine, against a bare loop", allow_abbrev=False)
+    benchmark_step.add_arguments(step)
+    step.set_defaults(run_subject=benchmark_step.run)
 
 
 def run(args: argparse.Namespace) -> int:

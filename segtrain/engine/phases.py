@@ -41,7 +41,7 @@ class PhaseClock(Phases):
         self.num_steps = 0
         self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._total = 0.0
-        self._began = self._now()
+        self._began = self.now()
 
     def of(self, phase: Phase) -> AbstractContextManager[None]:
         """Return the context that takes down the seconds of a phase."""
@@ -49,12 +49,12 @@ class PhaseClock(Phases):
 
     def begin_step(self) -> None:
         """Start the clock of a step."""
-        self._began = self._now()
+        self._began = self.now()
 
     def end_step(self, *, waited: float) -> None:
         """Take in the step that began last, in which the loop waited so many seconds for data."""
         self._seconds["data_wait"] += waited
-        self._total += self._now() - self._began
+        self._total += self.now() - self._began
         self.num_steps += 1
 
     def seconds(self) -> dict[str, float]:
@@ -67,14 +67,15 @@ class PhaseClock(Phases):
 
     @contextmanager
     def _timed(self, phase: Phase) -> Iterator[None]:
-        began = self._now()
+        began = self.now()
         try:
             with torch.profiler.record_function(f"step/{phase}"):
                 yield
         finally:
-            self._seconds[phase] += self._now() - began
+            self._seconds[phase] += self.now() - began
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Return seconds of a clock, once the device has done all it was asked for."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
