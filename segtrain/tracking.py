@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,24 +31,31 @@ class Tracker:
     reported after that step is dropped, and reports of that very step which are already there are not repeated.
     With `start_step` 0 the reports start anew.
 
+    TensorBoard has lost nothing that stands in metrics.jsonl where `flush` came before the checkpoint was written.
+
     Args:
         folder: folder of the run; made if missing.
         start_step: number of optimizer steps that are already done.
+        again: what will be reported again about `start_step`, as the evaluation there was not finished: of that step
+            all else stays, numbers only, and TensorBoard's images are dropped as they come with the evaluation.
 
     Raises:
         SegtrainError: the folder cannot be written, here and in every method.
     """
 
-    def __init__(self, folder: Path, *, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, start_step: int = 0, again: Collection[str] = ()) -> None:
         self._path = folder / METRICS_FILE
         self._start_step = start_step
         with self._failures_explained():
             folder.mkdir(parents=True, exist_ok=True)
-            self._kinds_at_start = self._drop_lines_past_start()
+            at_start = self._drop_lines_past_start(again)
+            self._kinds_at_start = {str(line.get("kind")) for line in at_start}
             self._file = self._path.open("a", encoding="utf-8", newline="\n")
             # TensorBoard forgets the events of an earlier process from this step on.
-            purge_step = start_step + 1 if start_step else 0
+            purge_step = start_step + (0 if again else 1) if start_step else 0
             self._writer = SummaryWriter(str(folder / EVENTS_FOLDER), purge_step=purge_step, flush_secs=20)
+            for line in at_start if again else ():
+                self._tell_tensorboard(start_step, line, kind=line["kind"])
 
     def scalars(
         self,
@@ -79,12 +86,20 @@ class Tracker:
         with self._failures_explained():
             self._file.write(line + "\n")
             self._file.flush()
-            told = [(f"{kind}/{key}", value) for key, value in finite.items() if value is not None]
-            # one event of all: an event for each number of each class would cost more than counting them
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in told])
-            self._writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+            self._tell_tensorboard(step, finite, kind=kind)
             if kind == "val":
                 self._writer.flush()
+
+    def _tell_tensorboard(self, step: int, values: Mapping[str, Any], *, kind: str) -> None:
+        told = {key: value for key, value in values.items() if value is not None and key not in RESERVED_KEYS}
+        # one event of all: an event for each number of each class would cost more than counting them
+        summary = Summary(value=[Summary.Value(tag=f"{kind}/{key}", simple_value=value) for key, value in told.items()])
+        self._writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+
+    def flush(self) -> None:
+        """Write what TensorBoard buffers; lines of metrics.jsonl are never buffered."""
+        with self._failures_explained():
+            self._writer.flush()
 
     def image(self, step: int, tag: str, image: NDArray[np.uint8]) -> None:
         """Show an image (uint8 [H, W, 3]) in TensorBoard under `tag`."""
@@ -125,28 +140,30 @@ class Tracker:
     ) -> None:
         self.close()
 
-    def _drop_lines_past_start(self) -> set[str]:
-        """Rewrite metrics.jsonl without lines past the start and without damaged ones.
+    def _drop_lines_past_start(self, again: Collection[str]) -> list[dict[str, Any]]:
+        """Rewrite metrics.jsonl without lines past the start, without what comes again, and without damaged ones.
 
         Returns:
-            The kinds reported at the very start step.
+            The lines that are left of the very start step.
         """
         if not self._path.exists():
-            return set()
-        kept, kinds = [], set()
+            return []
+        kept, at_start = [], []
         if self._start_step:
             for text in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
                 line = _parse(text)
                 if line is None or line["step"] > self._start_step:
                     continue
+                if line["step"] == self._start_step and line.get("kind") in again:
+                    continue
                 kept.append(text)
                 if line["step"] == self._start_step:
-                    kinds.add(str(line.get("kind")))
+                    at_start.append(line)
         # A rename, so that a crash here loses no line that was to stay.
         partial = self._path.with_suffix(".jsonl.partial")
         partial.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8", newline="\n")
         partial.replace(self._path)
-        return kinds
+        return at_start
 
     @contextmanager
     def _failures_explained(self) -> Iterator[None]:

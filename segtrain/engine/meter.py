@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,10 @@ class Meter:
         """Forget everything but the count of steps in a row that were not finite."""
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of speed and waiting what came before, such as an evaluation; the means keep all steps."""
         self._num_images = 0
         self._waited = 0.0
         self._start = time.perf_counter()
@@ -38,3 +44,14 @@ class Meter:
         seconds = max(time.perf_counter() - self._start, 1e-9)
         means = {name: float(value) / self._num_steps for name, value in self._sums.items()}
         return means | {"images_per_second": self._num_images / seconds, "data_wait": self._waited / seconds}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on between two log lines, as tensors and plain values; nothing of the clock."""
+        sums = {name: value.detach().cpu() for name, value in self._sums.items()}
+        return {"sums": sums, "num_steps": self._num_steps, "num_non_finite": self.num_non_finite}
+
+    def load(self, values: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `to_dict` returned."""
+        self._sums = {name: value.to(device) for name, value in values["sums"].items()}
+        self._num_steps = values["num_steps"]
+        self.num_non_finite = values["num_non_finite"]

@@ -20,6 +20,7 @@ from segtrain.data.sampling import TrainBatchSampler
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.exposure import Exposure
+from segtrain.engine.meter import Meter
 from segtrain.engine.phases import Phases
 from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
@@ -43,6 +44,7 @@ class Run:
     `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
     `thresholds` are those that the last evaluation chose on val, None without evaluate.tune_thresholds.
     `phases` is told what each step is at: nothing is measured until something else is put there.
+    `meter` adds up what the next log line tells. `saved` is the state in last.pt: step and evaluated step.
     """
 
     config: Config
@@ -71,6 +73,8 @@ class Run:
     validation_images: ValidationImages
     thresholds: TunedThresholds | None = None
     phases: Phases = field(default_factory=Phases)
+    meter: Meter = field(default_factory=Meter)
+    saved: tuple[int, int] | None = None
 
     @property
     def last_path(self) -> Path:
@@ -109,10 +113,22 @@ class Run:
             "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
             "num_samples": len(self.train_data),
             "exposure": self.exposure.to_dict(),
+            "meter": self.meter.to_dict(),
+            "telemetry": None if self.telemetry is None else self.telemetry.to_dict(),
             "rng": rng_state(self.device),
         }
         averaged = None if self.ema is None else self.ema.module.state_dict()
         return self._description() | {"model": self.model.state_dict(), "ema": averaged, "training": training}
+
+    def restore_reports(self, payload: Mapping[str, Any]) -> None:
+        """Go on between two log lines where the checkpoint was written; an older checkpoint has nothing of that."""
+        training = payload["training"]
+        if training.get("meter") is not None:
+            self.meter.load(training["meter"], self.device)
+        if self.telemetry is not None and training.get("telemetry") is not None:
+            self.telemetry.load(training["telemetry"], self.device)
+        if payload.get("thresholds") is not None:
+            self.thresholds = TunedThresholds.from_dict(payload["thresholds"])
 
     def _description(self) -> dict[str, Any]:
         epoch = self.schedule.epoch(self.state.step)

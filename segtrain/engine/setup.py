@@ -127,8 +127,10 @@ def prepare(
         validation_images=data.validation_images(config),
         custom_model=custom_model,
         telemetry=_telemetry(config, schedule),
-        tracker=Tracker(folder, start_step=state.step),
+        tracker=Tracker(folder, start_step=state.step, again=() if state.evaluated_step == state.step else ("val",)),
     )
+    if payload is not None:
+        run.restore_reports(payload)
     _announce(run, payload, console)
     return run
 

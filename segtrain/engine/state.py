@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -109,16 +111,28 @@ def average_model(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the random state of torch on the CPU and on `device`."""
-    state = {"cpu": torch.get_rng_state()}
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the random states of torch on the CPU and on `device`, of Python and of numpy, as plain values.
+
+    Ours needs torch's alone; a model, a loss or a data set that was given in code may draw from any of them.
+    """
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - it is their generator
+    state: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
+    }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_rng_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Restore what `rng_state` returned; a CUDA state is skipped on a machine without CUDA."""
     torch.set_rng_state(state["cpu"])
+    if "python" in state:  # an older checkpoint holds torch's alone
+        random.setstate(state["python"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

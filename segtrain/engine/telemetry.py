@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,14 @@ class Telemetry:
             if name == "iou":
                 values["miou"] = float(ratio.nanmean())
         return values
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Return what was added up since the last call of `values`, on the CPU, for a checkpoint."""
+        return {name: row.cpu() for name, row in self._sums.items()}
+
+    def load(self, sums: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from what `to_dict` returned."""
+        self._sums = {name: row.to(device) for name, row in sums.items()}
 
     def _add(self, name: str, rows: Tensor) -> None:
         """Add `[N, C]`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class TunedThresholds:
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for checkpoints."""
         return {"thresholds": self.thresholds, "iou": self.iou, "step": self.step}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TunedThresholds:
+        """Rebuild from `to_dict`."""
+        return cls(dict(values["thresholds"]), dict(values["iou"]), values["step"])
 
     def scalars(self) -> dict[str, float]:
         """Return flat numbers to report: threshold/<class> and iou_tuned/<class>."""

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from segtrain.config import Config
 from segtrain.console import make_console, say
 from segtrain.data.given import MapDataset
-from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights, save_checkpoint
+from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
-from segtrain.engine.meter import Meter
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
 from segtrain.engine.run import Run
+from segtrain.engine.saving import save_best, save_last
 from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
 from segtrain.engine.step import make_step
@@ -115,13 +115,13 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
     windows = _windows(run)
-    meter = Meter()
+    meter = run.meter
     saved = time.monotonic()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
         while not stop.requested:
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
                 evaluation = _evaluate(run, stop, display)
-                meter.restart()
+                meter.restart_clock()
                 saved = time.monotonic()
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
@@ -137,13 +137,13 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
                 raise SegtrainError(_non_finite_message(run, window))
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
-                _log(run, meter, display)
+                _log(run, display)
             run.phases.end_step(waited=waited)
             if time.monotonic() - saved >= run.config.train.save_every_seconds:
-                save_checkpoint(run.last_path, run.resume_payload())
+                save_last(run)
                 saved = time.monotonic()
     if stop.requested:
-        save_checkpoint(run.last_path, run.resume_payload())
+        save_last(run)
         raise Interrupted
     if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
@@ -176,7 +176,7 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
     state = run.state
     # an evaluation can take long, and a signal leaves it at once
-    save_checkpoint(run.last_path, run.resume_payload())
+    save_last(run)
     evaluation = _evaluate_val(run, stop, step=state.step)
     state.evaluated_step = state.step
     scores = dict(evaluation.scores)
@@ -200,8 +200,8 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     if better and run.thresholds is not None:
         display.say(f"thresholds chosen on val: {run.thresholds.describe()}")
     if better:
-        save_checkpoint(run.best_path, run.best_payload(scores, support=support))
-    save_checkpoint(run.last_path, run.resume_payload())
+        save_best(run, scores, support=support)
+    save_last(run)
     return evaluation
 
 
@@ -245,9 +245,9 @@ def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:
     return _evaluate_val(run, stop, step=payload["step"])
 
 
-def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:
+def _log(run: Run, display: TrainDisplay) -> None:
     epoch = run.schedule.epoch(run.state.step)
-    values = meter.values()
+    values = run.meter.values()
     for group in run.optimizer.param_groups:
         values[f"lr_{group['name']}"] = group["lr"]
     values["skipped_steps"] = run.state.skipped_steps
@@ -255,7 +255,7 @@ def _log(run: Run, meter: Meter, display: TrainDisplay) -> None:
         values |= run.telemetry.values()
     run.tracker.scalars(run.state.step, values, kind="train", epoch=epoch)
     display.update(run.state.step, epoch, values)
-    meter.restart()
+    run.meter.restart()
 
 
 def _non_finite_message(run: Run, window: list[dict[str, Any]]) -> str:

@@ -1,0 +1,30 @@
+"""When a run's checkpoints are written: the state once for each place in the run, the logs before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from segtrain.engine.checkpoint import save_checkpoint
+from segtrain.engine.run import Run
+
+
+def save_last(run: Run) -> None:
+    """Write all that the run needs to go on, unless the checkpoint on the disk holds this very state.
+
+    What was reported up to here reaches the disk first: a run that goes on from this checkpoint repeats none of it.
+
+    Raises:
+        CheckpointError: it could not be written; the one before it is untouched.
+        SegtrainError: the logs could not be written.
+    """
+    state = (run.state.step, run.state.evaluated_step)
+    if run.saved == state:
+        return
+    run.tracker.flush()
+    save_checkpoint(run.last_path, run.resume_payload())
+    run.saved = state
+
+
+def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:
+    """Write the weights whose results count, with these results; raises CheckpointError as `save_checkpoint` does."""
+    save_checkpoint(run.best_path, run.best_payload(scores, support=support))
