@@ -7,9 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from segtrain.benchmark import data_index
+from segtrain.benchmark.data import PARTS
+from segtrain.cli import benchmark_data
 from segtrain.cli.main import main
+from segtrain.data.formats import long_lists
 
 
 @pytest.fixture
@@ -59,3 +65,50 @@ def test_a_layout_without_mask_files_is_refused(
 ) -> None:
     assert main(["benchmark", "data", str(config_file), "data.layout=voc"]) == 2
     assert "measures folders, lists, table" in capsys.readouterr().err
+
+
+def test_the_parts_are_those_of_the_command() -> None:
+    assert benchmark_data.PARTS == PARTS
+
+
+def test_a_long_list_is_measured_beside_plain_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (data_index, long_lists):
+        monkeypatch.setattr(module, "UNCHECKED", 100)
+    monkeypatch.setattr(data_index, "has_resident_peak", lambda: True)
+    monkeypatch.setattr(data_index, "in_child", lambda measure, argument: measure(argument))  # its import takes seconds
+    monkeypatch.setattr(data_index, "resident_peak", lambda call: 1_000_000 * len(call()))
+    out = tmp_path / "index.json"
+    assert main(["benchmark", "data", "--index", "300", "--rounds", "3", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert [row["name"] for row in result["rows"]][:2] == [data_index.PLAIN, data_index.OPENED]
+    assert all(row["name"] in shown and row["seconds"] > 0 for row in result["rows"])
+    assert result["peak_bytes"] == 300_000_000
+    assert "peak of memory while it opens: 300 MB" in shown
+    assert result["sent_bytes"] > 300 * len("images/0000/0000000.jpg")
+    assert main(["benchmark", "data", "--index", "99"]) == 2
+    assert main(["benchmark", "data", "--index", "300", "--batch", "4"]) == 2
+    assert "--index does not read --batch" in capsys.readouterr().err
+
+
+def test_smaller_decoding_is_measured_against_the_exact_way(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "data", str(config_file), "--reduced"]) == 2
+    assert "only JPEG images" in capsys.readouterr().err
+    config = json.loads(config_file.read_text())
+    for path in Path(config["data"]["root"], "images", "train").glob("*.png"):
+        Image.fromarray(np.array(Image.open(path).resize((64, 48)))).save(path.with_suffix(".jpg"), quality=95)
+        mask = Path(str(path).replace("images", "masks"))
+        Image.fromarray(np.array(Image.open(mask).resize((64, 48), Image.Resampling.NEAREST))).save(mask)
+        path.unlink()
+    out = tmp_path / "reduced.json"
+    arguments = ["--reduced", "--images", "3", "--rounds", "3", "--out", str(out)]
+    assert main(["benchmark", "data", str(config_file), *arguments]) == 0
+    assert "16 x 21" in capsys.readouterr().out
+    half, third, _ = json.loads(out.read_text())["rows"]
+    assert (half["input_size"], third["input_size"]) == ([24, 32], [16, 21])
+    assert 0 < half["levels_of_255"] < 20
+    assert all(row["image_by_cpu_time"] is None or row["image_by_cpu_time"] > 0 for row in (half, third))
