@@ -192,7 +192,7 @@ def _refuse(config: Config) -> None:
 
 def _endless(config: Config, *, output: str) -> Config:
     """The same settings with a rate that stays, no end, and a folder of its own."""
-    train = config.train.model_copy(update={"epochs": None, "steps": 10**9, "resume": "none"})
+    train = config.train.model_copy(update={"epochs": None, "steps": 10**9, "resume": "none", "profile": False})
     schedule = ConstantSchedule(name="constant")
     optimizer = config.optimizer.model_copy(update={"schedule": schedule})
     return config.model_copy(update={"train": train, "optimizer": optimizer, "output": output})

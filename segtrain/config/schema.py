@@ -33,6 +33,23 @@ class EarlyStoppingConfig(Section):
     min_delta: NonNegative = 0.0
 
 
+class ProfileConfig(Section):
+    """Which steps are profiled: after `wait` steps and `warmup` more in which the profiler runs already, `active`."""
+
+    wait: Annotated[int, Field(ge=0)] = 5
+    warmup: Annotated[int, Field(ge=0)] = 2
+    active: Count = 5
+
+
+def _switch_kind(value: Any) -> str:
+    return "section" if isinstance(value, dict | Section) else "switch"
+
+
+Profile = Annotated[
+    Annotated[bool, Tag("switch")] | Annotated[ProfileConfig, Tag("section")], Discriminator(_switch_kind)
+]
+
+
 class TrainConfig(Section):
     """How long, how often and how precisely to train."""
 
@@ -56,6 +73,7 @@ class TrainConfig(Section):
     save_every_seconds: Positive = Field(600.0, description="last.pt is written at evaluations, and at least so often")
     log_every: Count = 10
     telemetry: bool = Field(True, description="log of each class: its share of the pixels seen, its loss, its IoU")
+    profile: Profile = Field(False, description="trace a few steps into <run>/profile, and tell their phases")
     validation_samples: Annotated[int, Field(ge=0)] = Field(4, description="fixed samples drawn in TensorBoard")
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ FIXED_ON_RESUME = (
     "seed",
 )
 # how a run is started says nothing about the run
-NOT_REPORTED = ("train.resume", "train.overwrite", "loss", *FIXED_ON_RESUME)
+NOT_REPORTED = ("train.resume", "train.overwrite", "train.profile", "loss", *FIXED_ON_RESUME)
 
 
 def run_folder(config: Config) -> Path:

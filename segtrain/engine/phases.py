@@ -29,6 +29,9 @@ class Phases:
     def end_step(self, *, waited: float) -> None:
         """Say that the step is over, for the data of which the loop waited so many seconds."""
 
+    def close(self) -> None:
+        """Say that no step follows."""
+
 
 class PhaseClock(Phases):
     """Adds up the seconds of each phase, and waits for the device at both ends of each: for measured steps alone.

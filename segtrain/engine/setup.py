@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from textwrap import indent
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from segtrain.engine.fitness import (
 from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name
 from segtrain.engine.order import build_sampler, count_realised
+from segtrain.engine.profile import make_phases
 from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.run_data import RunData
@@ -100,6 +102,13 @@ def prepare(
             device=device,
         )
         exposure.load(payload["training"].get("exposure"), batch=schedule.position(state.step)[1])
+    phases = make_phases(
+        config.train.profile,
+        run_folder(config),
+        device=device,
+        steps=range(state.step, schedule.total_steps),
+        tell=partial(say, console),
+    )
     folder = make_run_folder(config, fresh=payload is None)
     if realised is not None:
         save_realised(realised, config, data.train, folder=folder)
@@ -127,6 +136,7 @@ def prepare(
         validation_images=data.validation_images(config),
         custom_model=custom_model,
         telemetry=_telemetry(config, schedule),
+        phases=phases,
         tracker=Tracker(folder, start_step=state.step, again=() if state.evaluated_step == state.step else ("val",)),
     )
     if payload is not None:

@@ -91,7 +91,7 @@ def train(
     with StopRequest() as stop:
         run = prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
         stop.hold()
-        with run.tracker, closing(run.loader):
+        with run.tracker, closing(run.loader), closing(run.phases):
             try:
                 evaluation = _loop(run, stop, console) or _evaluate_best(run, stop)
                 say(console, run.exposure.table())
