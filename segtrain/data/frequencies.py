@@ -155,7 +155,8 @@ class ScanResult:
     """What a scan found: good samples with their counts, int64 [num_images, C + 1] (last: ignored), and bad files.
 
     unused_masks: masks without an image, which are no error. good: of all samples that were found, the indices of
-    the good ones.
+    the good ones. labels: where classes do not exclude each other, positives, negatives and ignored pixels of each
+    class in each good sample, int64 [num_images, 3 C]; else None.
     """
 
     frequencies: ClassFrequencies
@@ -165,6 +166,7 @@ class ScanResult:
     num_read: int
     good: NDArray[np.int64]
     unused_masks: list[Path] = field(default_factory=list)
+    labels: Counts | None = None
 
     @property
     def names(self) -> list[str]:
@@ -244,8 +246,17 @@ def scan_split(
     if cache and num_read and rank() == 0:
         store.save(list(good.column("name")), looks.signatures[looks.good], counts)
     problems = [*listing.problems, *looks.problems]
-    frequencies, counts = frequencies_of(counts, data)
-    return ScanResult(frequencies, good, counts, problems, num_read, np.flatnonzero(looks.good), listing.unused_masks)
+    frequencies, pixels = frequencies_of(counts, data)
+    return ScanResult(
+        frequencies,
+        good,
+        pixels,
+        problems,
+        num_read,
+        np.flatnonzero(looks.good),
+        listing.unused_masks,
+        labels=counts if data.multi_label else None,
+    )
 
 
 def frequencies_of(rows: Counts, data: DataConfig) -> tuple[ClassFrequencies, Counts]:

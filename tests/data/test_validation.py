@@ -106,6 +106,45 @@ def test_a_class_absent_from_a_split_is_a_problem(data_config: Make, pair: Pair)
     assert (finding.count, finding.notes) == (1, ["val: dot"])
 
 
+@pytest.fixture
+def labelled(data_config: Make, pair: Pair) -> Callable[..., dict[str, Finding]]:
+    """Check two masks of each split; 0 is none of the classes, and 1 and 2 are block and dot."""
+
+    def look(*, train: list[Any], val: list[Any], **changes: Any) -> dict[str, Finding]:
+        for split, masks in (("train", train), ("val", val)):
+            for number, mask in enumerate(masks):
+                pair(f"{number}", mask, split=split)
+        meanings = {0: "none", 1: "block", 2: "dot", 255: "ignore"}
+        sections = {"classes": ["block", "dot"], "labels": "multi_label", "label_map": meanings}
+        return check(data_config(**sections | changes), threshold=None)
+
+    return look
+
+
+def test_classes_without_positives_or_negatives_are_problems(labelled: Callable[..., dict[str, Finding]]) -> None:
+    whole = np.ones((2, 4))
+    found = labelled(train=[MASK, MASK], val=[whole, whole])
+    assert set(found) == {"absent_classes", "no_negatives"}
+    assert (found["absent_classes"].count, found["absent_classes"].notes) == (1, ["val: dot (16 pixels say no)"])
+    one_sided = found["no_negatives"]
+    assert (one_sided.count, one_sided.notes) == (1, ["val: block"])
+    assert [entry.file for entry in one_sided.entries] == ["masks/val/0.png", "masks/val/1.png"]
+    assert one_sided.severity == "problem"
+
+
+def test_one_class_has_negatives_too_or_it_is_told(labelled: Callable[..., dict[str, Finding]]) -> None:
+    changes = {
+        "classes": ["block"],
+        "labels": "exclusive",
+        "label_map": {0: "none", 1: "block", 2: "none", 255: "ignore"},
+    }
+    some = np.array([[1, 1, 255, 255]])
+    found = labelled(train=[MASK, np.zeros((2, 4))], val=[some, np.full((1, 4), 255)], **changes)
+    assert set(found) == {"no_negatives", "empty_masks"}  # a mask without the class is a negative, and no finding
+    assert [entry.file for entry in found["no_negatives"].entries] == ["masks/val/0.png"]
+    assert [entry.file for entry in found["empty_masks"].entries] == ["masks/val/1.png"]
+
+
 def test_a_split_that_cannot_be_listed_does_not_hide_the_others(data_config: Make, pair: Pair, tmp_path: Path) -> None:
     pair("a", MASK)
     (tmp_path / "images/val").mkdir()

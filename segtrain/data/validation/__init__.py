@@ -11,7 +11,7 @@ import numpy as np
 from segtrain.config.data import DataConfig
 from segtrain.data.duplicates import DEFAULT_THRESHOLD
 from segtrain.data.formats import all_splits, data_root, find_samples
-from segtrain.data.frequencies import ScanResult, scan_split
+from segtrain.data.frequencies import ClassFrequencies, ScanResult, scan_split
 from segtrain.data.image_hashes import ImageHashes
 from segtrain.data.labels import label_rules
 from segtrain.data.masks import LARGEST_RAW_VALUE
@@ -47,6 +47,7 @@ class Validation:
                 "images": dict(zip(data.class_names, scan.frequencies.images.tolist(), strict=True)),
                 "ignored": scan.frequencies.ignored,
             }
+            | _labelled(scan.frequencies, data)
             for split, scan in self.scans.items()
         }
         return {
@@ -56,6 +57,13 @@ class Validation:
             "images_without_detail": self.num_plain,
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+def _labelled(frequencies: ClassFrequencies, data: DataConfig) -> dict[str, Any]:
+    """The pixels at which each class is labelled, where that differs by class."""
+    if frequencies.valid is None:
+        return {}
+    return {"labelled": dict(zip(data.class_names, frequencies.valid.tolist(), strict=True))}
 
 
 def validate(
@@ -119,9 +127,10 @@ def _findings(
         *kinds.unusable_splits(unusable),
         *kinds.file_findings(problems, root, unknown=set(unknown)),
         *kinds.absent_classes(scans, data.class_names),
+        *kinds.no_negatives(scans, data.class_names, root),
         *kinds.near_duplicates(pairs, scans, root),
         *kinds.suspicions(doubts),
-        *([] if data.multi_label else kinds.empty_masks(scans, root)),
+        *kinds.empty_masks(scans, root),
         *kinds.unused_masks(scans, root),
     ]
     assert all(finding.kind in TITLES for finding in found)

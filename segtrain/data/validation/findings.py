@@ -39,6 +39,10 @@ TITLES: dict[str, tuple[str, str]] = {
     Kind.SIZE_MISMATCH.value: ("mask and image of different size", ""),
     Kind.UNKNOWN_VALUES.value: ("masks with unknown values", ""),
     "absent_classes": ("classes absent from a split", "segtrain split makes splits that hold every class"),
+    "no_negatives": (
+        "classes without negatives in a split",
+        "every labelled pixel says yes, which teaches and measures nothing: see what the values of the masks mean",
+    ),
     "near_duplicates": (
         "near-duplicate images across splits",
         "they flatter val and test: segtrain split --group-duplicates keeps such images together",
@@ -153,10 +157,15 @@ def _value_notes(problems: Sequence[Problem], unknown: Collection[int]) -> list[
 
 
 def absent_classes(scans: Mapping[str, ScanResult], names: Sequence[str]) -> list[Finding]:
-    """Classes of which a split has no pixel in its good masks."""
+    """Classes of which a split has no pixel (with multi-label: no positive) in its good masks."""
     notes, count = [], 0
     for split, scan in scans.items():
-        absent = [name for name, pixels in zip(names, scan.frequencies.pixels.tolist(), strict=True) if not pixels]
+        found = scan.frequencies
+        absent = [
+            name if found.valid is None else f"{name} ({_labelled(int(found.valid[number]))})"
+            for number, name in enumerate(names)
+            if not found.pixels[number]
+        ]
         if absent and len(scan.samples):
             count += len(absent)
             left_out = " (its bad files are not counted)" if scan.problems else ""
@@ -164,11 +173,36 @@ def absent_classes(scans: Mapping[str, ScanResult], names: Sequence[str]) -> lis
     return [Finding("absent_classes", count, notes)] if notes else []
 
 
+def _labelled(count: int) -> str:
+    return f"{count:,} pixels say no" if count else "labelled nowhere"
+
+
+def no_negatives(scans: Mapping[str, ScanResult], names: Sequence[str], root: Path) -> list[Finding]:
+    """Classes, where they do not exclude each other, of which every labelled pixel of a split says yes; with the masks
+    that say so of one of them."""
+    notes, entries, count = [], [], 0
+    for split, scan in scans.items():
+        if scan.labels is None or not len(scan.samples):
+            continue
+        positives, negatives, _ = np.split(scan.labels, 3, axis=1)
+        lacking = (negatives.sum(axis=0) == 0) & (positives.sum(axis=0) > 0)
+        if not lacking.any():
+            continue
+        chosen = np.flatnonzero(lacking).tolist()
+        count += len(chosen)
+        notes.append(f"{split}: {', '.join(names[number] for number in chosen)}")
+        for row in np.flatnonzero(positives[:, chosen].any(axis=1)).tolist():
+            sample = scan.samples[row]
+            entries.append(Entry(split, relative(sample.mask or sample.image, root)))
+    return [Finding("no_negatives", count, notes, entries)] if notes else []
+
+
 def empty_masks(scans: Mapping[str, ScanResult], root: Path) -> list[Finding]:
-    """Good samples without one pixel of a class; with multi-label such a mask is a negative, and no finding."""
+    """Good samples without one pixel of a class; with multi-label those without a yes or no of any class."""
     entries = []
     for split, scan in scans.items():
-        for row in np.flatnonzero(~scan.counts[:, :-1].any(axis=1)).tolist():
+        labelled = scan.counts[:, :-1] if scan.labels is None else scan.labels[:, : 2 * (scan.labels.shape[1] // 3)]
+        for row in np.flatnonzero(~labelled.any(axis=1)).tolist():
             sample = scan.samples[row]
             entries.append(Entry(split, relative(sample.mask or sample.image, root)))
     return [Finding("empty_masks", len(entries), [], entries)] if entries else []
