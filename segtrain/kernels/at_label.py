@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 FEW_CLASSES = 8  # up to here passes over all classes are faster than gather and scatter
+SEGMENT = 512  # pixels that are summed in their own type; what they add up to is summed in float64
 
 
 class AtLabel(ABC):
@@ -92,7 +93,7 @@ class Indexed(AtLabel):
     def __init__(self, buckets: Tensor, *, num_classes: int, dtype: torch.dtype) -> None:
         self._num_classes = num_classes
         self._bucket = buckets.long()
-        self._index = buckets.clamp(max=num_classes - 1).long().unsqueeze(1)
+        self._index = self._bucket.clamp(max=num_classes - 1).unsqueeze(1)
         self.ignored = (buckets.to(dtype) - (num_classes - 1)).clamp_min_(0)
 
     def take(self, values: Tensor) -> Tensor:
@@ -117,16 +118,26 @@ class Indexed(AtLabel):
         return tuple(table.gather(1, self._bucket) for table in padded.unbind(1))
 
     def sums(self, values: Sequence[Tensor]) -> Tensor:
-        exact = torch.empty(len(values), *self._bucket.shape, dtype=torch.float64)
-        for row, value in zip(exact, values, strict=True):
-            row.copy_(value)
-        result = torch.zeros(len(values), len(self._bucket), self._num_classes + 1, dtype=torch.float64)
-        return result.scatter_add_(2, self._bucket.expand(exact.shape), exact)[:, :, :-1]
+        # in segments: they keep the threads busy, need no copy of the values in float64, and lose next to nothing
+        images, pixels = self._bucket.shape
+        whole = pixels - pixels % SEGMENT
+        result = torch.zeros(len(values), images, self._num_classes + 1, dtype=torch.float64)
+        for part, length in ((slice(whole), SEGMENT), (slice(whole, pixels), pixels - whole)):
+            buckets = self._bucket[:, part]
+            if not buckets.numel():
+                continue
+            index = buckets.unflatten(1, (-1, length))
+            for row, value in zip(result, values, strict=True):
+                sums = torch.zeros(*index.shape[:2], self._num_classes + 1, dtype=value.dtype)
+                row += sums.scatter_add_(2, index, value[:, part].unflatten(1, (-1, length))).sum(1).double()
+        return result[:, :, :-1]
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return `[B, m, n]` of `[B, m, k]` and `[B, k, n]`: of one image by the product that is several times faster."""
-    return torch.mm(left[0], right[0]).unsqueeze(0) if len(left) == 1 else torch.matmul(left, right)
+    if len(left) > 1:
+        return torch.matmul(left, right, out=out)
+    return torch.mm(left[0], right[0], out=None if out is None else out[0]).unsqueeze(0)
 
 
 def over_classes(values: Tensor, slopes: Tensor | None = None) -> Tensor:

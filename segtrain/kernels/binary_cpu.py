@@ -52,13 +52,12 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         loss, kept = part.loss() if needs_loss else part.d, part.kept
         if mined is not None:
             where = (chunk.images, slice(None), chunk.rows, chunk.columns)
-            kept = mined.take(where, loss, torch.addcmul(torch.ones_like(loss), part.sign, part.sign, value=-1))
+            kept = mined.take(where, loss)
             kept = kept if part.weight is None else kept * part.weight
         _add(sums, chunk, part, kinds, loss.mul_(kept) if needs_loss and kept is not None else loss, kept, pairs)
     mask = torch.empty(0, dtype=torch.bool)
     if mined is not None:
-        num_valid = sums["count"].sum() if pairs.weight is None else (pairs.buckets(pairs.target) != 2).sum()
-        mask = mined.finish(num_valid, lambda: _buckets(pairs), num_buckets=2 * groups)
+        mask = _settle(mined, sums, pairs)
         if not mined.was_right:
             _add_mined(sums, [kind for kind in kinds if kind in MINED], mask, pairs)
         mask = mask.view(inputs.target.shape)
@@ -66,6 +65,18 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.cat([gather(sums, name) for name in ("count", "kept")])
     wanted = [gather(sums, name) for name in request.wanted]
     return torch.cat(wanted) if wanted else counts.new_zeros(0, images, pairs.logits.shape[1]), counts, mask
+
+
+def _settle(mined: MinedRead, sums: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
+    """Return the final mask; the sums know how many pixels count and were kept, unless pixels have weights."""
+    num_buckets = 2 * pairs.groups
+    if pairs.weight is None:
+        kept = sums["kept"]
+        return mined.finish(sums["count"].sum(), lambda: kept.sum(), lambda: _buckets(pairs), num_buckets=num_buckets)
+    valid = pairs.buckets(pairs.target) != 2
+    return mined.finish(
+        valid.sum(), lambda: (valid & mined.mask).sum(), lambda: _buckets(pairs), num_buckets=num_buckets
+    )
 
 
 def _add(

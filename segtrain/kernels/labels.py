@@ -7,7 +7,7 @@ from torch import Tensor
 
 from segtrain.errors import DataError
 
-LARGEST_TABLE = 2**16  # labels beyond it are wrong for sure, and are not counted in a table
+LARGEST_PAIRED = 127  # two such bytes make an int16 that is not negative
 
 
 def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None:
@@ -48,36 +48,6 @@ def to_buckets(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor
     return labels.masked_fill(labels == ignore_index, num_classes)
 
 
-def count_checked(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
-    """Count the pixels of each class, and the ignored ones last: float64 `[N, C + 1]` from `[N, ...]`, on the CPU.
-
-    Raises:
-        DataError: a label out of range.
-    """
-    labels = narrow(target, num_classes=num_classes, ignore_index=ignore_index).flatten(1)
-    if not labels.numel():
-        return torch.zeros(len(labels), num_classes + 1, dtype=torch.float64)
-    if labels.dtype != torch.uint8:
-        low, high = labels.aminmax()
-        if int(low) < 0 or int(high) >= LARGEST_TABLE:
-            check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
-            labels = to_buckets(labels, num_classes=num_classes, ignore_index=ignore_index)
-            ignore_index = num_classes
-    in_table = 0 <= ignore_index < LARGEST_TABLE  # elsewhere no pixel is ignored: all labels are in the table
-    length = max(num_classes, ignore_index if in_table else 0) + 1
-    rows = []
-    for row in labels:
-        counts = torch.bincount(row, minlength=length)
-        ignored = counts.new_zeros(())
-        if in_table:
-            ignored = counts[ignore_index].clone()
-            counts[ignore_index] = 0
-        if counts[num_classes:].any():
-            check_labels(labels, num_classes=num_classes, ignore_index=ignore_index)
-        rows.append(torch.cat((counts[:num_classes], ignored.view(1))))
-    return torch.stack(rows).double()
-
-
 def count(buckets: Tensor, *, num_buckets: int, weight: Tensor | None) -> Tensor:
     """Count the pixels in each bucket, or sum their weights: float64 `[N, num_buckets]` from `[N, P]`, on the CPU.
 
@@ -85,9 +55,20 @@ def count(buckets: Tensor, *, num_buckets: int, weight: Tensor | None) -> Tensor
     """
     if not buckets.numel():
         return torch.zeros(len(buckets), num_buckets, dtype=torch.float64)
-    weights = [None] * len(buckets) if weight is None else weight
-    rows = [  # in float64, one image at a time
-        torch.bincount(row, None if factor is None else factor.double(), minlength=num_buckets + 1)[:num_buckets]
-        for row, factor in zip(buckets, weights, strict=True)
-    ]
+    if weight is None:
+        rows = [_count(row, num_buckets + 1)[:num_buckets] for row in buckets]
+    else:  # in float64, one image at a time
+        rows = [
+            torch.bincount(row, factor.double(), minlength=num_buckets + 1)[:num_buckets]
+            for row, factor in zip(buckets, weight, strict=True)
+        ]
     return torch.stack(rows).double()
+
+
+def _count(row: Tensor, length: int) -> Tensor:
+    """Count the integers 0 to length − 1 of `[P]`: int64 `[length]`; small bytes by twos, in half the time."""
+    pairs = row.dtype == torch.uint8 and row.is_contiguous() and length - 1 <= LARGEST_PAIRED
+    if not pairs or row.numel() % 2 or row.storage_offset() % 2:
+        return torch.bincount(row, minlength=length)
+    table = torch.bincount(row.view(torch.int16), minlength=256 * length).view(length, 256)
+    return table.sum(0)[:length] + table.sum(1)

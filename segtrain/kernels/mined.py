@@ -26,13 +26,11 @@ class MinedRead:
         self.losses = torch.empty(shape, dtype=dtype)
         self.mask = torch.empty(shape, dtype=torch.bool)
         self.was_right = False
-        self._num_kept = 0
         self._at_once = rule.threshold is not None and rule.threshold < 1 and not rule.per_class
 
-    def take(self, where: tuple[slice, ...], loss: Tensor, ignored: Tensor) -> Tensor:
+    def take(self, where: tuple[slice, ...], loss: Tensor) -> Tensor:
         """Store the losses of a chunk; return 1.0 for what a threshold keeps of it, in their shape.
 
-        `ignored` is 1.0 for the pixels that do not count.
         A loss of NaN is not kept, and shows all the same: 0 times it is NaN.
         """
         place = self.losses[where]
@@ -42,13 +40,17 @@ class MinedRead:
         hard = torch.empty_like(loss)
         torch.gt(loss, self.rule.cut, out=hard)  # many times faster than a comparison that makes a bool
         self.mask.view(torch.uint8)[where] = hard.view(place.shape)
-        self._num_kept += int(hard.sum()) - int(torch.dot(hard.flatten(), ignored.flatten()))
         return hard
 
-    def finish(self, num_valid: Tensor, buckets: Callable[[], Tensor], *, num_buckets: int) -> Tensor:
-        """Return the final mask, given how many pixels count; `buckets` are the rule's."""
+    def finish(
+        self, num_valid: Tensor, num_kept: Callable[[], Tensor], buckets: Callable[[], Tensor], *, num_buckets: int
+    ) -> Tensor:
+        """Return the final mask, given how many pixels count, and how many of them `take` kept.
+
+        `buckets` are the rule's.
+        """
         if self._at_once and self.losses.numel():
-            self.was_right = bool(self._num_kept >= self.rule.least(num_valid.long()))
+            self.was_right = bool(num_kept() >= self.rule.least(num_valid.long()))
         if not self.was_right:
             self.mask = self.rule(self.losses, buckets(), num_buckets=num_buckets)
         return self.mask

@@ -6,6 +6,7 @@ The notation is that of `Exponentials`; the backward takes the exponentials anew
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from segtrain.kernels.at_label import at_label, product
 from segtrain.kernels.chunks import Chunk, few_rows, is_plain, load, pixels_of
 from segtrain.kernels.focal import exponents, focal_power, focal_slope
-from segtrain.kernels.labels import count, count_checked
+from segtrain.kernels.labels import check_labels, count
 from segtrain.kernels.mined import MINED, MinedRead
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
@@ -39,8 +40,9 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         DataError: a label out of range.
     """
     num_classes = inputs.logits.shape[1]
-    counts = count_checked(inputs.target, num_classes=num_classes, ignore_index=request.ignore_index)[:, :-1]
+    check_labels(inputs.target, num_classes=num_classes, ignore_index=request.ignore_index)
     pixels = Pixels.prepare(inputs, request)
+    counts = count(pixels.labels.flatten(1), num_buckets=num_classes, weight=None)
     sums = {name: torch.zeros_like(counts) for name in request.wanted}
     kinds = sorted({BY_LABEL[name] for name in request.wanted if name in BY_LABEL})
     rule = request.rule
@@ -55,8 +57,10 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
             by_label[:, chunk.images] += part.labels.sums(_values(kinds, part, kept, request.gamma))
         _add_others(sums, part, chunk)
     keep = pixels.keep
-    if mined is not None:
-        keep = _settle(mined, by_label, kinds, counts, pixels, request.gamma)
+    if mined is None:
+        counts_kept = _counts(counts, pixels, keep)
+    else:
+        keep, counts_kept = _settle(mined, by_label, kinds, counts, pixels, request.gamma)
         if "log_mass" in sums:
             _add_log_mass(sums["log_mass"], mined.losses, keep, pixels, buffer)
     for name in sums:
@@ -64,37 +68,44 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
             sums[name] += by_label[kinds.index(BY_LABEL[name])]
     stacked = torch.stack(list(sums.values())) if sums else counts.new_zeros(0, *counts.shape)
     mask = torch.empty(0, dtype=torch.bool) if mined is None or keep is None else keep.view(inputs.target.shape)
-    return stacked, torch.stack((_counts(counts, pixels, None), _counts(counts, pixels, keep))), mask
+    return stacked, torch.stack((_counts(counts, pixels, None), counts_kept)), mask
 
 
 def _take(mined: MinedRead, chunk: Chunk, part: Exponentials) -> Tensor:
     """Return what each pixel of a chunk counts in the pixel terms, `[B, p]`, as far as mining knows yet."""
-    kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss, part.labels.ignored)
+    kept = mined.take((chunk.images, chunk.rows, chunk.columns), part.loss)
     return kept if part.weight is None else kept * part.weight
 
 
 def _settle(
     mined: MinedRead, by_label: Tensor, kinds: list[str], counts: Tensor, pixels: Pixels, gamma: tuple[float, ...]
-) -> Tensor:
-    """Return the final mask; where the read took another, make the sums of the mined pixels anew."""
-    mask = mined.finish(counts.sum(), lambda: pixels.labels, num_buckets=pixels.num_classes)
+) -> tuple[Tensor, Tensor]:
+    """Return the final mask, and `_counts` of it; where the read took another, make the sums of the mined pixels anew.
+
+    The mask that the read took is counted once, for the rule and for the result.
+    """
+    num_classes = pixels.num_classes
+    taken = cache(lambda: _count_kept(pixels, mined.mask))
+    mask = mined.finish(counts.sum(), lambda: taken().sum(), lambda: pixels.labels, num_buckets=num_classes)
     if not mined.was_right:
         _add_mined(by_label, kinds, mined.losses, mask, pixels, gamma)
-    return mask
+    return mask, taken() if mined.was_right and pixels.weight is None else _counts(counts, pixels, mask)
 
 
 def _counts(counts: Tensor, pixels: Pixels, kept: Tensor | None) -> Tensor:
     """Return the pixels of each class that are kept, or the sums of their weights, `[N, C]`; `counts` are of all."""
-    if kept is None and pixels.weight is None:
-        return counts
-    buckets = (pixels.labels if kept is None else _of_kept(pixels.labels, kept, pixels.num_classes)).flatten(1)
     weight = None if pixels.weight is None else pixels.weight.flatten(1)
-    return count(buckets, num_buckets=pixels.num_classes, weight=weight)
+    if kept is not None:
+        return _count_kept(pixels, kept, weight)
+    return counts if weight is None else count(pixels.labels.flatten(1), num_buckets=pixels.num_classes, weight=weight)
 
 
-def _of_kept(buckets: Tensor, kept: Tensor, num_classes: int) -> Tensor:
-    """Return the buckets of the pixels that are kept, `num_classes` for the others, by arithmetic: fast with bytes."""
-    return num_classes - (num_classes - buckets) * kept.view(torch.uint8)
+def _count_kept(pixels: Pixels, kept: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Count the pixels of each class that are kept, or sum their weights `[N, P]`: `[N, C]`."""
+    num_classes = pixels.num_classes
+    # those that are not go to bucket `num_classes`, by arithmetic: fast with bytes
+    buckets = num_classes - (num_classes - pixels.labels) * kept.view(torch.uint8)
+    return count(buckets.flatten(1), num_buckets=num_classes, weight=weight)
 
 
 def _values(kinds: list[str], part: Exponentials, kept: Tensor | None, gamma: tuple[float, ...]) -> list[Tensor]:
@@ -172,22 +183,30 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
     slopes = {name: (grad * request.scale).to(pixels.dtype) for name, grad in grads.items()}
     rows = few_rows(result) if pixels.logits.shape != inputs.logits.shape else result
     buffer: Tensor | None = None
+    # fresh memory of this size for each chunk would cost page faults
+    scratch = pixels.buffer() if "probability" in slopes else None
     for chunk in pixels.chunks():
         local = {name: slope[chunk.images] for name, slope in slopes.items()}
         of_mass = local.get("probability")
+        spare = None if scratch is None else pixels.in_buffer(scratch, chunk)
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
         if is_plain(place, pixels.dtype):  # the exponentials stand where the gradient will be
-            _turn_into_gradient(read(pixels, chunk, place[:, :, 0], slopes=of_mass), local, request.gamma)
+            part = read(pixels, chunk, place[:, :, 0], slopes=of_mass)
+            _turn_into_gradient(part, local, request.gamma, spare)
             continue
         buffer = pixels.buffer() if buffer is None else buffer
         e = pixels.in_buffer(buffer, chunk)
-        _turn_into_gradient(read(pixels, chunk, e, slopes=of_mass), local, request.gamma)
+        _turn_into_gradient(read(pixels, chunk, e, slopes=of_mass), local, request.gamma, spare)
         place.copy_(e.view(place.shape))
     return result
 
 
-def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...]) -> None:
+def _turn_into_gradient(
+    part: Exponentials, slopes: Mapping[str, Tensor], gamma: tuple[float, ...], spare: Tensor | None
+) -> None:
     """Put dz in place of e: for the other classes p_c times a coefficient, for the label a value of its own.
+
+    `spare` is memory of the size of e, needed for a gradient of the probabilities.
 
     dz = s (p − δ_y) + p ∘ f (g − ⟨p, g⟩) + k [(ΣG_log) p − G_log], in which f is what a pixel counts, k the same for
     the pixel terms, g_c = G_prob[c] + G_inter[c] [c=y] + 2 G_sq[c] p_c and s as in `_pixel_slope`.
@@ -208,7 +227,7 @@ def _turn_into_gradient(part: Exponentials, slopes: Mapping[str, Tensor], gamma:
         part.e.mul_(scaled.unsqueeze(1))
     else:
         left, right = torch.stack((first, torch.ones_like(first)), dim=2), torch.stack((weight, scaled), dim=1)
-        part.e.mul_(product(left, right))
+        part.e.mul_(product(left, right, out=spare))
     if second is not None and squares is not None:
         squares.mul_((weight * part.inverse).unsqueeze(1))
         part.e.addcmul_(squares, 2 * second.unsqueeze(2))

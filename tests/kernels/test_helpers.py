@@ -10,7 +10,7 @@ import torch
 from segtrain.errors import DataError
 from segtrain.kernels import mining, pages
 from segtrain.kernels.chunks import chunks, few_rows
-from segtrain.kernels.labels import check_labels, count_checked, to_buckets
+from segtrain.kernels.labels import check_labels, count, to_buckets
 from segtrain.kernels.mining import HardExamples
 
 
@@ -39,18 +39,28 @@ def test_rows_are_joined_where_strides_allow_it_and_only_there() -> None:
 @pytest.mark.parametrize("ignore_index", [255, 100, 4])
 def test_counts_and_buckets_of_any_integer_type(dtype: torch.dtype, ignore_index: int) -> None:
     target = torch.tensor([[0, 3, 3, ignore_index], [1, 1, ignore_index, ignore_index]]).to(dtype)
-    counts = count_checked(target, num_classes=4, ignore_index=ignore_index)
-    assert counts.tolist() == [[1, 0, 0, 2, 1], [0, 2, 0, 0, 2]]
-    assert to_buckets(target, num_classes=4, ignore_index=ignore_index).tolist() == [[0, 3, 3, 4], [1, 1, 4, 4]]
+    buckets = to_buckets(target, num_classes=4, ignore_index=ignore_index)
+    assert buckets.tolist() == [[0, 3, 3, 4], [1, 1, 4, 4]]
+    assert count(buckets, num_buckets=4, weight=None).tolist() == [[1, 0, 0, 2], [0, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("num_classes", [1, 19, 127, 128, 255])
+@pytest.mark.parametrize("pixels", [1, 2, 999, 1000])
+def test_bytes_are_counted_as_other_integers_are(num_classes: int, pixels: int) -> None:
+    generator = torch.Generator().manual_seed(pixels)
+    buckets = torch.randint(0, num_classes + 1, (3, pixels + 1), generator=generator)[:, 1:]
+    counted = count(buckets.to(torch.uint8), num_buckets=num_classes, weight=None)
+    assert torch.equal(counted, count(buckets, num_buckets=num_classes, weight=None))
+    odd_start = torch.cat((buckets[0, :1], buckets[0])).to(torch.uint8)[1:].unsqueeze(0)
+    assert torch.equal(count(odd_start, num_buckets=num_classes, weight=None), counted[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 @pytest.mark.parametrize("wrong", [4, 200, 254])
-def test_a_label_out_of_range_is_found_by_each_check(dtype: torch.dtype, wrong: int) -> None:
+def test_a_label_out_of_range_is_found_by_the_check(dtype: torch.dtype, wrong: int) -> None:
     target = torch.tensor([[0, 3, wrong, 255]]).to(dtype)
-    for check in (check_labels, count_checked):
-        with pytest.raises(DataError, match=rf"{wrong} \(1 pixels\)"):
-            check(target, num_classes=4, ignore_index=255)
+    with pytest.raises(DataError, match=rf"{wrong} \(1 pixels\)"):
+        check_labels(target, num_classes=4, ignore_index=255)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
