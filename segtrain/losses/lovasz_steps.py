@@ -97,12 +97,13 @@ def _binned_loss(probability: Tensor, own: Tensor, valid: Tensor, bins: int) -> 
     # place 0 is for what is ignored, then come the intervals for other pixels, then those for the class's own
     place = (1 - errors).mul_(bins).nan_to_num_(0.0).clamp_(0, bins - 1).int()
     place.add_(own.int(), alpha=bins).add_(1).mul_(valid.int())
-    counts = _counts(place, 2 * bins + 1).double()
+    counts = _counts(place, 2 * bins + 1)
     others, owned = counts[1 : bins + 1], counts[bins + 1 :]
     num_own = owned.sum()
-    after = others.cumsum(0) + num_own  # G + B at the lower end of each interval, `before` at the upper end
+    # added up as whole numbers: of floats CUDA has no deterministic way
+    after = (others.cumsum(0) + num_own).double()  # G + B at the lower end of each interval, `before` at the upper end
     before = after - others
-    left = num_own - owned.cumsum(0) + owned / 2  # G − F, in the mean of both ends
+    left = (num_own - owned.cumsum(0)).double() + owned.double() / 2  # G − F, in the mean of both ends
     steps = torch.cat([after.new_zeros(1), left / (before * after), (1 / before + 1 / after) / 2])
     steps = torch.where(num_own > 0, steps, 0.0).to(probability.dtype).index_select(0, place)
     loss = (errors * steps).sum(dtype=torch.float64)
