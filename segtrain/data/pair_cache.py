@@ -23,7 +23,7 @@ from segtrain.data.images import AnyArray
 from segtrain.data.pair_file import UNREADABLE, PairFile, pack_names, pair_keys, write_pairs
 from segtrain.data.places import cache_folders, root_key
 from segtrain.data.samples import Indices
-from segtrain.data.scan_cache import signature_of, split_key
+from segtrain.data.scan_cache import signatures_of, split_key
 from segtrain.data.sources import FilePairs, Pairs
 from segtrain.errors import DataError
 from segtrain.machine import available_memory, usable_cores
@@ -130,7 +130,7 @@ class _Wanted:
 
     @classmethod
     def of(cls, pairs: FilePairs) -> _Wanted:
-        signatures = np.array([signature_of(sample) for sample in pairs.samples], np.int64).reshape(-1, 4)
+        signatures = signatures_of(pairs.samples)
         return cls(pack_names(pairs.samples.column("name")), signatures)
 
     def is_in(self, path: Path) -> bool:

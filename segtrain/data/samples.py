@@ -216,9 +216,13 @@ class Texts:
         return self.make(os.fsdecode(self.prefix + self.rest[start : int(self.ends[index])].tobytes()))
 
     def __iter__(self) -> Iterator[Any]:
+        return map(self.make, self.texts())
+
+    def texts(self) -> Iterator[str]:
+        """The texts, of paths too."""
         rest, start, prefix = self.rest.tobytes(), 0, self.prefix
         for end in self.ends.tolist():
-            yield self.make(os.fsdecode(prefix + rest[start:end]))
+            yield os.fsdecode(prefix + rest[start:end])
             start = end
 
     def select(self, rows: NDArray[np.int64], /) -> Texts:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from segtrain.data.formats import Sample
 from segtrain.data.problems import Problem
-from segtrain.data.scan_cache import NO_SIGNATURE, Known, signature_of
+from segtrain.data.samples import Samples
+from segtrain.data.scan_cache import NO_SIGNATURE, Known, signatures_of
 from segtrain.distributed import gather_objects, rank, sum_over_ranks, world_size
 from segtrain.errors import DataError
 from segtrain.machine import usable_cores
@@ -67,6 +68,7 @@ def look_at_all(
     Raises:
         DataError: the ranks do not see the same samples.
     """
+    samples = Samples.pack(samples)
     _check_agreement(samples)
     looks = Looks.empty(len(samples), known.num_counts)
     # one sample after another goes to one rank after another: files of a kind often lie together
@@ -95,9 +97,7 @@ def look_at_all(
 class _Look:
     """Looks at some samples, or remembers them, and writes their rows."""
 
-    def __init__(
-        self, inspect: Inspect, samples: Sequence[Sample], *, known: Known, rows: Counts, looks: Looks
-    ) -> None:
+    def __init__(self, inspect: Inspect, samples: Samples[Sample], *, known: Known, rows: Counts, looks: Looks) -> None:
         self._inspect = inspect
         self._samples = samples
         self._known = known
@@ -106,22 +106,27 @@ class _Look:
 
     def __call__(self, part: Counts) -> list[Problem]:
         looks, problems = self._looks, []
-        for index in part.tolist():
-            sample = self._samples[index]
-            signature = signature_of(sample)  # before reading: a file that changes meanwhile is read again next time
-            looks.signatures[index] = signature
-            row = self._rows[index]
-            if row >= 0 and signature != NO_SIGNATURE and tuple(self._known.signatures[row].tolist()) == signature:
-                looks.counts[index] = self._known.counts[row]
-                looks.good[index] = looks.remembered[index] = True
-                continue
-            counts, found = self._inspect(sample)
+        # before reading: a file that changes meanwhile is read again next time
+        signatures = signatures_of(self._samples.select(part))
+        looks.signatures[part] = signatures
+        same = self._remembered(self._rows[part], signatures)
+        looks.counts[part[same]] = self._known.counts[self._rows[part[same]]]
+        looks.good[part[same]] = looks.remembered[part[same]] = True
+        for index in part[~same].tolist():
+            counts, found = self._inspect(self._samples[index])
             looks.good[index] = not found
             if found:
                 problems.extend(found)
             else:
                 looks.counts[index] = counts
         return problems
+
+    def _remembered(self, rows: Counts, signatures: Counts) -> NDArray[np.bool_]:
+        """Whether each sample stands in one of the known rows as it is now, bool [len(rows)]; -1: in none."""
+        if not len(self._known.names):
+            return np.zeros(len(rows), np.bool_)
+        as_before = (self._known.signatures[rows] == signatures).all(axis=1)
+        return np.asarray(as_before & (rows >= 0) & (signatures != NO_SIGNATURE).any(axis=1))
 
 
 def _check_agreement(samples: Sequence[Sample]) -> None:

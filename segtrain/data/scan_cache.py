@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, mask_reader
+from segtrain.data.formats.long_lists import Spans
 from segtrain.data.labels import MultiLabelRules
 from segtrain.data.masks import LabelRules
 from segtrain.data.places import cache_folders, short_hash
@@ -72,6 +74,29 @@ def signature_of(sample: Sample) -> Signature:
     except OSError:
         return NO_SIGNATURE
     return image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns
+
+
+def signatures_of(samples: Samples[Sample]) -> NDArray[np.int64]:
+    """The signatures of samples, int64 [N, 4]; where images and masks are plain files, no record is made of any."""
+    texts = [_plain_paths(samples.column(name)) for name in ("image", "mask")]
+    if len(samples) and None not in texts and not any(files is not None for files in samples.column("files")):
+        found = [_signature_of_pair(image, mask) for image, mask in zip(*texts, strict=True)]
+    else:
+        found = [signature_of(sample) for sample in samples]
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
+def _plain_paths(column: Column) -> Iterator[str] | None:
+    """The paths of a column as texts; None for others than files in folders."""
+    return column.texts() if isinstance(column, Texts | Spans) and column.make is Path else None
+
+
+def _signature_of_pair(image: str, mask: str) -> Signature:
+    try:
+        one, other = os.stat(image), os.stat(mask)  # noqa: PTH116 - of texts: a Path for each takes as long again
+    except OSError:
+        return NO_SIGNATURE
+    return one.st_size, one.st_mtime_ns, other.st_size, other.st_mtime_ns
 
 
 def _signature_of_files(image: Path, files: Sequence[str]) -> Signature:
