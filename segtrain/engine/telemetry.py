@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels.confusion import confusion_update
+from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.losses import SegmentationLoss
-from segtrain.losses.class_sums import ClassSums
+from segtrain.losses.class_sums import PREDICTIONS, ClassSums
 
 
 class Telemetry:
     """Adds up, on the device, what the reads of the loss found anyway; nothing waits for the device before `values`.
 
-    Exposure and loss are of every batch. The IoU is of the batches of the step that is logged alone, by an argmax of
-    their logits as they are at hand: a read of its own, which one step in `log_every` pays for.
+    Exposure and loss are of every batch. So is the IoU where the kernels on a GPU count the largest logits in the read
+    of the loss. Elsewhere that is a read of its own, and the IoU is of the batches of the step that is logged alone, as
+    it is with a loss that reads no softmax.
     """
 
     def __init__(self, class_names: Sequence[str], *, ignore_index: int, every: int, total_steps: int) -> None:
@@ -28,10 +30,29 @@ class Telemetry:
         self._total_steps = total_steps
         self._sums: dict[str, Tensor] = {}
         self._seen_batch = self._seen_loss = False
+        self._batch: tuple[Any, Tensor, bool] | None = None
+
+    def see(self, output: Any, target: Tensor, *, step: int) -> None:
+        """Take in what the model made of a batch, and the target; `step` counts from 1. `hooks` comes next.
+
+        output: logits `[N, C, h, w]`, coarse ones, or a list of which the first is the main head's. Multi-label targets
+        `[N, C, H, W]` and single classes have no argmax, and so no IoU here.
+        """
+        self._seen_batch = self._seen_loss = False
+        is_logged = step % self._every == 0 or step == self._total_steps
+        has_largest = target.dim() == 3 and len(self._names) > 1
+        self._batch = (output, target, is_logged) if has_largest else None
 
     def hooks(self, loss: object) -> dict[str, Any]:
-        """Return the arguments by which a loss tells what it read: none for a loss that is not one of ours."""
-        return {"observe": self.observe} if isinstance(loss, SegmentationLoss) else {}
+        """Return the arguments by which the loss of the batch tells what it reads: none for one that is not ours."""
+        batch, self._batch = self._batch, None
+        counts = isinstance(loss, SegmentationLoss) and loss.counts_predictions
+        also: tuple[str, ...] = ()
+        if batch is not None and counts and (batch[2] or _is_free(batch[1].device)):
+            also = PREDICTIONS
+        elif batch is not None and not counts and batch[2]:
+            self._look(batch[0], batch[1])
+        return {"observe": self.observe, "also": also} if isinstance(loss, SegmentationLoss) else {}
 
     def observe(self, sums: ClassSums) -> None:
         """Take in the sums of a batch's main head; `SegmentationLoss.terms` calls it for each of its reads."""
@@ -47,19 +68,13 @@ class Telemetry:
             self._add("loss", loss)
             self._add("kept", kept)
             self._seen_loss = True
+        if sums.predicted is not None and sums.correct is not None:
+            self._add("correct", sums.correct)
+            self._add("either", sums.predicted + sums.pixels - sums.correct)
 
-    def see(self, output: Any, target: Tensor, *, step: int) -> None:
-        """Take in what the model made of a batch, and the target; `step` counts from 1.
-
-        output: logits `[N, C, h, w]`, coarse ones, or a list of which the first is the main head's. Multi-label targets
-        `[N, C, H, W]` and single classes have no argmax, and so no IoU here.
-        """
-        self._seen_batch = self._seen_loss = False
-        if step % self._every and step != self._total_steps:
-            return
+    def _look(self, output: Any, target: Tensor) -> None:
+        """Count the largest logits in a read of their own."""
         logits = output[0] if isinstance(output, list | tuple) else output
-        if target.dim() != 3 or len(self._names) == 1:
-            return
         size = None if isinstance(logits, CoarseLogits) else (target.shape[1], target.shape[2])
         counts = confusion_update(
             logits, target, num_classes=len(self._names), ignore_index=self._ignore_index, size=size
@@ -73,7 +88,8 @@ class Telemetry:
 
         `exposure/<class>`: the share of the class among the valid pixels. `class_loss/<class>`: the mean cross entropy
         of its pixels (focal loss where there is no cross entropy), of those that mining kept, as it is trained, with
-        prior and margin. `iou/<class>` and `miou`: of the step just made. NaN where the class was not there.
+        prior and margin. `iou/<class>` and `miou`: of the raw logits, of all batches since on a GPU with kernels, else
+        of the step just made. NaN where the class was not there.
         """
         found = torch.stack(list(self._sums.values())).cpu() if self._sums else torch.empty(0, len(self._names))
         sums = dict(zip(self._sums, found, strict=True))
@@ -108,3 +124,8 @@ class Telemetry:
     def _clear(self) -> None:
         self._sums = {}
         self._seen_batch = self._seen_loss = False
+
+
+def _is_free(device: torch.device) -> bool:
+    """Whether the read of the loss counts the largest logits on its way."""
+    return triton_reason(device) is None

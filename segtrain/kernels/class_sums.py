@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.kernels import binary_cpu, softmax_cpu
-from segtrain.kernels.request import SUMS, Inputs, Request
+from segtrain.kernels import binary_cpu, confusion_cpu, softmax_cpu
+from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request
 
 WITH_NEGATIVES = ("cross_entropy", "focal")
 
@@ -32,8 +32,10 @@ def class_sums(
     gamma: Sequence[float],
     scale: float,
     mining: Sequence[float],
+    predictions: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the wanted sums `[K, N, C]` (see `names_of_sums`), the counts `[2 or 4, N, C]`, and the mined mask.
+    """Return the wanted sums `[K, N, C]` (`names_of_sums`), the counts `[2 or 4, N, C]` (`names_of_counts`), and the
+    mined mask.
 
     See `segtrain.losses.class_sums` for the arguments, `Request` for how the settings are spelled. Differentiable
     once, in the logits.
@@ -41,7 +43,7 @@ def class_sums(
     Raises:
         DataError: a label out of range, on the CPU; on CUDA it makes the counts NaN.
     """
-    request = _request(wanted, sigmoid, ignore_index, gamma, scale, mining)
+    request = _request(wanted, sigmoid, ignore_index, gamma, scale, mining, predictions=predictions)
     inputs = Inputs(logits, target, shift, margin, pixel_weight, keep)
     if logits.is_cuda:
         with torch.cuda.device(logits.device):
@@ -49,7 +51,10 @@ def class_sums(
         return sums, counts, mask
     with torch.autocast(logits.device.type, enabled=False):  # the products inside are sums: they keep their precision
         forward = binary_cpu.forward if _is_binary(request, logits.shape[1]) else softmax_cpu.forward
-        return forward(inputs, request)
+        sums, counts, mask = forward(inputs, request)
+    if predictions:
+        counts = torch.cat((counts, _predictions(inputs, ignore_index)))
+    return sums, counts, mask
 
 
 @class_sums.register_fake
@@ -66,11 +71,13 @@ def _(
     gamma: Sequence[float],
     scale: float,
     mining: Sequence[float],
+    predictions: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (logits.shape[0], logits.shape[1])
     names = names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
     sums = logits.new_empty((len(names), *shape), dtype=torch.float64)
-    counts = logits.new_empty((4 if sigmoid else 2, *shape), dtype=torch.float64)
+    num_counts = len(names_of_counts(sigmoid=sigmoid, predictions=predictions))
+    counts = logits.new_empty((num_counts, *shape), dtype=torch.float64)
     mask = logits.new_empty(target.shape if len(mining) else (0,), dtype=torch.bool)
     return sums, counts, mask
 
@@ -117,6 +124,12 @@ def names_of_sums(wanted: tuple[str, ...], *, sigmoid: bool) -> tuple[str, ...]:
     return tuple(name for pair in pairs for name in pair)
 
 
+def names_of_counts(*, sigmoid: bool, predictions: bool) -> tuple[str, ...]:
+    """Name the rows of the counts."""
+    names = ("pixels", "negatives", "kept", "kept_negatives") if sigmoid else ("pixels", "kept")
+    return (*names, *PREDICTIONS) if predictions else names
+
+
 def _request(
     wanted: Sequence[int],
     sigmoid: bool,
@@ -124,9 +137,19 @@ def _request(
     gamma: Sequence[float],
     scale: float,
     mining: Sequence[float],
+    *,
+    predictions: bool = False,
 ) -> Request:
     names = tuple(SUMS[index] for index in wanted)
-    return Request(names, sigmoid, ignore_index, tuple(gamma), scale, tuple(mining))
+    return Request(names, sigmoid, ignore_index, tuple(gamma), scale, tuple(mining), predictions)
+
+
+def _predictions(inputs: Inputs, ignore_index: int) -> Tensor:
+    """Return the PREDICTIONS float64 `[2, N, C]` on the CPU: by a read of their own, which the confusion matrix has."""
+    found = confusion_cpu.largest(inputs.logits, shift=None)
+    settings = {"num_classes": inputs.logits.shape[1], "ignore_index": ignore_index}
+    matrix = confusion_cpu.count_pairs(found, inputs.target, **settings)
+    return torch.stack((matrix.sum(1), matrix.diagonal(dim1=1, dim2=2))).double()
 
 
 def _triton_backend(request: Request) -> Any:
@@ -144,14 +167,14 @@ def _is_binary(request: Request, num_classes: int) -> bool:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, target, shift, margin, pixel_weight, keep, *settings, mining = inputs
+    logits, target, shift, margin, pixel_weight, keep, *settings, mining, _ = inputs
     ctx.save_for_backward(logits, target, shift, margin, pixel_weight, output[2] if len(mining) else keep)
     ctx.settings = settings
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return class_sums_backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 11
+    return class_sums_backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 12
 
 
 class_sums.register_autograd(_backward, setup_context=_setup_context)

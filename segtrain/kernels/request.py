@@ -9,13 +9,15 @@ from torch import Tensor
 from segtrain.kernels.mining import HardExamples
 
 SUMS = ("probability", "squared_probability", "intersection", "cross_entropy", "focal", "log_mass")
+PREDICTIONS = ("predicted", "correct")  # counts by the largest logit, which come together
 
 
 @dataclass(frozen=True)
 class Request:
     """The settings of `class_sums`, in types that an operator's schema knows.
 
-    `mining` is empty, or (threshold or -1, min_kept, 1 if that is a fraction, top_k or -1, per_class).
+    `wanted` are names of SUMS. `mining` is empty, or (threshold or -1, min_kept, 1 if that is a fraction, top_k or -1,
+    per_class). `predictions` asks for PREDICTIONS, which backends for the CPU leave to the operator.
     """
 
     wanted: tuple[str, ...]
@@ -24,6 +26,7 @@ class Request:
     gamma: tuple[float, ...]
     scale: float
     mining: tuple[float, ...] = ()
+    predictions: bool = False
 
     @property
     def rule(self) -> HardExamples | None:

@@ -9,7 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from segtrain.kernels.triton_pixel import exponent_of, focal_slope, log1p_by, power_of, read_labels, read_weights
+from segtrain.kernels.triton_pixel import (
+    exponent_of,
+    focal_slope,
+    log1p_by,
+    power_of,
+    read_labels,
+    read_weights,
+    store_mined,
+)
 
 
 @triton.jit
@@ -80,11 +88,9 @@ def forward(
         likely, unlikely, loss = pixel_of(d)
         if losses is not None:
             loss = tl.where(label >= 0, loss, 0.0)
-            hard = (label >= 0) & ((loss > cut) | (loss != loss))
             place = (n * num_classes + c.to(tl.int64))[None, :] * pixels + p[:, None]
             stored = (p < pixels)[:, None] & (c < num_classes)[None, :]
-            tl.store(losses + place, loss, mask=stored)
-            tl.store(mask + place, hard.to(tl.uint8), mask=stored)
+            hard = store_mined(losses, mask, place, stored, loss, label >= 0, cut)
             num_valid += (label >= 0).to(tl.int32)
             num_hard += hard.to(tl.int32)
             kept = tl.where(hard, count, 0.0)
@@ -134,13 +140,14 @@ def add_tile(sums, label, likely, unlikely, loss, focal, count, kept, WANTED: tl
 @triton.jit
 def backward(
     logits, target, shift, margin, weight, keep, gammas, grads, result,
-    pixels, num_classes, sn, sc, sp, ignore_index, scale, gamma,
+    pixels, num_classes, sn, sc, sp, rc, ignore_index, scale, gamma,
     WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the logits of image n, in their layout; grid (any, blocks of WIDTH classes, N).
+    """Write the gradient of the logits of image n to the dense `result`; grid (any, blocks of WIDTH classes, N).
 
     `grads` float32 `[K, N, C]` is that of the wanted sums, times scale: dz = ±k q (G_ce + G_focal …) + p q (G_prob +
-    2 G_sq σ(z) + G_inter), with those of the negatives, and + for ±, where the target is 0.
+    2 G_sq σ(z) + G_inter), with those of the negatives, and + for ±, where the target is 0. `rc` is the stride of the
+    classes in `result`.
     """
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -170,5 +177,5 @@ def backward(
         region = probability + 2.0 * squared * tl.where(positive, likely, unlikely)
         region += tl.where(positive, intersection, 0.0)
         value = tl.where(label >= 0, slope + region * count * likely * unlikely, 0.0)
-        place = result + n * sn + p.to(tl.int64)[:, None] * sp + c.to(tl.int64)[None, :] * sc
+        place = result + n * num_classes * pixels + p.to(tl.int64)[:, None] * sp + c.to(tl.int64)[None, :] * rc
         tl.store(place, value.to(result.dtype.element_ty), mask=(p < pixels)[:, None] & known[None, :])

@@ -21,27 +21,17 @@ from segtrain.kernels.triton_pixel import (
     power_of,
     read_labels,
     read_weights,
+    store_mined,
     store_sums,
     zeros_of,
 )
 
 
 @triton.jit
-def read_scores(
-    base,
-    p,
-    inside,
-    valid,
-    label,
-    sc,
-    shift,
-    margin,
-    LAST: tl.constexpr,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Return the scores of a tile, z + shift − margin at the label: C tensors `[BLOCK]`, all 0 where ignored.
+def read_channels(
+    base, p, inside, sc, LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Return the logits of a tile in float32: C tensors `[BLOCK]`.
 
     `sc` is the stride of the classes, with pixels side by side; with LAST (channels_last) the C classes are.
     """
@@ -52,15 +42,35 @@ def read_scores(
         raw = channels_of(tl.load(tile, mask=inside[:, None] & (place < C)[None, :], other=0.0), BLOCK, WIDTH)
     for c in tl.static_range(C):
         if LAST:
-            x = raw[c].to(tl.float32)
+            found = found + (raw[c].to(tl.float32),)
         else:
-            x = tl.load(base + tl.full([], c, tl.int64) * sc + p, mask=inside, other=0.0).to(tl.float32)
+            found = found + (tl.load(base + tl.full([], c, tl.int64) * sc + p, mask=inside, other=0.0).to(tl.float32),)
+    return found
+
+
+@triton.jit
+def scores_of(raw, valid, label, shift, margin, C: tl.constexpr):
+    """Return z + shift − margin at the label for each of C channels, 0 where ignored."""
+    found = ()
+    for c in tl.static_range(C):
+        x = raw[c]
         if shift is not None:
             x += tl.load(shift + c)
         if margin is not None:
             x = tl.where(label == c, x - tl.load(margin + c), x)
         found = found + (tl.where(valid, x, 0.0),)
     return found
+
+
+@triton.jit
+def largest_of(raw, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the first channel of the largest logit, int32 `[BLOCK]`; a NaN counts as the largest, as in torch."""
+    best, index = raw[0], tl.zeros([BLOCK], tl.int32)
+    for c in tl.static_range(1, C):
+        better = (raw[c] > best) | ((raw[c] != raw[c]) & (best == best))
+        best = tl.where(better, raw[c], best)
+        index = tl.where(better, c, index)
+    return index
 
 
 @triton.jit
@@ -87,38 +97,18 @@ def exponentials(x, label, factor, C: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def forward(
-    logits,
-    target,
-    shift,
-    margin,
-    weight,
-    keep,
-    gammas,
-    partial,
-    losses,
-    mask,
-    counts,
-    settled,
-    pixels,
-    sn,
-    sc,
-    ignore_index,
-    factor,
-    gamma,
-    cut,
-    LAST: tl.constexpr,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WANTED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, target, shift, margin, weight, keep, gammas, partial, losses, mask, counts, settled, largest,
+    pixels, sn, sc, ignore_index, factor, gamma, cut,
+    LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Put the sums of program (s, n) into partial float32 `[2 + K, N, C, S, BLOCK / 16]`; grid (S, N).
 
     Its rows are pixels, kept, and the K sums that WANTED names (bit i for that of SUMS).
 
     With `losses` hard examples are mined on the way: it receives ℓ (0 where ignored) and `mask` whether ℓ > cut, both
     in the shape of target; `counts` (int64) gains the numbers of valid and of hard pixels; the pixel terms are summed
-    over the hard ones. A program returns at once where `settled` is given and not 0.
+    over the hard ones. `largest` receives the class of the largest logit. A program returns at once where `settled` is
+    given and not 0.
     """
     if settled is not None:
         if tl.load(settled) != 0:
@@ -134,14 +124,15 @@ def forward(
         label, is_wrong = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
         wrong |= is_wrong.to(tl.int32)
-        x = read_scores(base, p, inside, valid, label, sc, shift, margin, LAST, C, WIDTH, BLOCK)
+        raw = read_channels(base, p, inside, sc, LAST, C, WIDTH, BLOCK)
+        if largest is not None:
+            tl.store(largest + first + p, largest_of(raw, C, BLOCK).to(largest.dtype.element_ty), mask=inside)
+        x = scores_of(raw, valid, label, shift, margin, C)
         e, others, label_e, label_score = exponentials(x, label, factor, C, BLOCK)
         count, kept = read_weights(weight, keep, first + p, valid)
         loss = tl.where(valid, loss_of(others, label_e, label_score), 0.0)
         if losses is not None:
-            hard = valid & ((loss > cut) | (loss != loss))
-            tl.store(losses + first + p, loss, mask=inside)
-            tl.store(mask + first + p, hard.to(tl.uint8), mask=inside)
+            hard = store_mined(losses, mask, first + p, inside, loss, valid, cut)
             num_valid += valid.to(tl.int32)
             num_hard += hard.to(tl.int32)
             kept = tl.where(hard, count, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from segtrain.kernels.triton_columns import exponentials, read_scores
+from segtrain.kernels.triton_columns import exponentials, read_channels, scores_of
 from segtrain.kernels.triton_pixel import (
     exponent_of,
     focal_slope,
@@ -18,28 +18,11 @@ from segtrain.kernels.triton_pixel import (
 
 @triton.jit
 def backward(
-    logits,
-    target,
-    shift,
-    margin,
-    weight,
-    keep,
-    gammas,
-    grads,
-    result,
-    pixels,
-    sn,
-    sc,
-    ignore_index,
-    factor,
-    gamma,
-    LAST: tl.constexpr,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WANTED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the gradient of the scores z of image n, in the layout of the logits; grid (any, N).
+    logits, target, shift, margin, weight, keep, gammas, grads, result,
+    pixels, sn, sc, ignore_index, factor, gamma,
+    LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the scores z of image n: dense, with LAST in channels_last; grid (any, N).
 
     `grads` float32 `[K, N, C]` is that of the wanted sums, times scale: g_c = G_prob + 2 G_sq p_c + G_inter at the
     label, and dz_c = p_c (s − ⟨p, g⟩ + ΣG_log + g_c) − G_log, in which the label's own is written with q so that no
@@ -55,7 +38,8 @@ def backward(
         inside = p < pixels
         label, _ = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
-        x = read_scores(base, p, inside, valid, label, sc, shift, margin, LAST, C, WIDTH, BLOCK)
+        raw = read_channels(base, p, inside, sc, LAST, C, WIDTH, BLOCK)
+        x = scores_of(raw, valid, label, shift, margin, C)
         e, others, label_e, label_score = exponentials(x, label, factor, C, BLOCK)
         count, kept = read_weights(weight, keep, first + p, valid)
         inverse = tl.where(valid, 1.0 / (others + label_e), 0.0)
@@ -86,21 +70,21 @@ def backward(
             if WANTED & 32:
                 value -= kept * log_slopes[c]
             dz = dz + (tl.where(label == c, at_label, value).to(result.dtype.element_ty),)
-        write_channels(result + n * sn, p, inside, dz, sc, LAST, C, WIDTH, BLOCK)
+        write_channels(result + n * C * pixels, p, inside, dz, pixels, LAST, C, WIDTH, BLOCK)
 
 
 @triton.jit
 def write_channels(
-    base, p, inside, values, sc, LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    base, p, inside, values, pixels, LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Store C tensors `[BLOCK]` where `read_scores` reads them."""
+    """Store C tensors `[BLOCK]` in a dense image, where `read_channels` would read them."""
     if LAST:
         place = tl.arange(0, WIDTH)
         tile = base + p.to(tl.int64)[:, None] * C + place[None, :]
         tl.store(tile, stacked(values, 0, BLOCK, C, WIDTH), mask=inside[:, None] & (place < C)[None, :])
     else:
         for c in tl.static_range(C):
-            tl.store(base + tl.full([], c, tl.int64) * sc + p, values[c], mask=inside)
+            tl.store(base + tl.full([], c, tl.int64) * pixels + p, values[c], mask=inside)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtrain.kernels.confusion_cpu import class_dtype
 from segtrain.kernels.launch import Launch, num_programs
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.triton_pixel import GAMMAS, write_gammas
@@ -36,6 +37,7 @@ class Read:
     gammas: Tensor | None  # float32 [C], where there are several
     gamma: float
     factor: float
+    largest: Tensor | None  # where the read leaves the class of the largest logit: [N, H, W]
 
     @classmethod
     def prepare(cls, inputs: Inputs, request: Request) -> Read:
@@ -53,7 +55,13 @@ class Read:
             gammas=None if len(request.gamma) == 1 else _on_device(request.gamma, logits.device),
             gamma=request.gamma[0],
             factor=request.scale * LOG2_E,
+            largest=_class_map(logits) if request.predictions else None,
         )
+
+    def gradient(self) -> Tensor:
+        """Return space for the gradient: dense, whatever slice of something larger the logits are."""
+        layout = torch.channels_last if self.last else torch.contiguous_format
+        return torch.empty(self.logits.shape, dtype=self.logits.dtype, device=self.logits.device, memory_format=layout)
 
     @property
     def pixels(self) -> int:
@@ -103,6 +111,11 @@ def classes_side_by_side(values: Tensor) -> bool:
 def _pixels_side_by_side(values: Tensor) -> bool:
     height, width = values.shape[2:]
     return (width == 1 or values.stride(3) == 1) and (height == 1 or values.stride(2) == width)
+
+
+def _class_map(logits: Tensor) -> Tensor:
+    images, num_classes, height, width = logits.shape
+    return torch.empty((images, height, width), dtype=class_dtype(num_classes), device=logits.device)
 
 
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The class sums that need the loss of each pixel alone, on a GPU: without a read of the logits.
+"""The class sums that need the loss or the largest class of each pixel alone, on a GPU: without a read of the logits.
 
 p = e^−ℓ and q = 1 − p come from the loss, so that the sums by label of many classes, and those of the pixels that
 mining keeps, take 5 bytes a pixel.
@@ -24,20 +24,9 @@ from segtrain.kernels.triton_pixel import (
 
 @triton.jit
 def forward(
-    losses,
-    target,
-    weight,
-    keep,
-    gammas,
-    partial,
-    settled,
-    pixels,
-    num_classes,
-    ignore_index,
-    gamma,
-    COUNT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    losses, target, weight, keep, gammas, partial, settled, pixels, num_classes, ignore_index, gamma,
+    COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Put sums of COUNT classes, of program (k, s, n), into partial `[5, N, chunks · COUNT, S, BLOCK / 16]`.
 
     The rows are pixels, kept, intersection, cross_entropy and focal; the grid is (chunks of classes, S, N). A program
@@ -74,3 +63,19 @@ def forward(
     if tl.sum(wrong) > 0:  # see triton_columns.forward
         tl.debug_barrier()
         tl.store(place, float("nan"))
+
+
+@triton.jit
+def count_largest(
+    largest, target, partial, pixels, num_classes, ignore_index, BINS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Count the valid pixels by 2 · largest class + (1 if that is the label) in partial, int32 `[N, S, BINS]`."""
+    s, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    bins = tl.zeros([BINS], tl.int32)
+    for start in range(s * BLOCK, pixels, tl.num_programs(0) * BLOCK):
+        p = start + tl.arange(0, BLOCK)
+        inside = p < pixels
+        label, _ = read_labels(target, n * pixels + p, inside, ignore_index, num_classes)
+        found = tl.load(largest + n * pixels + p, mask=inside, other=0).to(tl.int32)
+        bins += tl.histogram(2 * found + (found == label).to(tl.int32), BINS, mask=label >= 0)
+    tl.store(partial + (n * tl.num_programs(0) + s) * BINS + tl.arange(0, BINS), bins)

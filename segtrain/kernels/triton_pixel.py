@@ -44,6 +44,15 @@ def read_weights(weight, keep, offsets, valid):
 
 
 @triton.jit
+def store_mined(losses, mask, place, inside, loss, valid, cut):
+    """Store the losses, and whether they are hard: above the cut, or no numbers; return the latter, bool."""
+    hard = valid & ((loss > cut) | (loss != loss))
+    tl.store(losses + place, loss, mask=inside)
+    tl.store(mask + place, hard.to(tl.uint8), mask=inside)
+    return hard
+
+
+@triton.jit
 def channels_of(tile, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     """Split `[BLOCK, WIDTH]` (a power of two) into a tuple of WIDTH tensors `[BLOCK]`: a pixel stays in one thread."""
     if WIDTH == 1:

@@ -54,13 +54,14 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
 def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
     """Return the gradient of the logits, in their type and layout, given that of the sums, float64 `[K, N, C]`."""
     read = Read.prepare(inputs, request)
-    result = torch.empty_like(read.logits)
+    result = read.gradient()
     if result.numel():
         launch = _launch(read)
         triton_binary.backward[_grid(read, launch)](
             **_arguments(read, request, launch),
             grads=(grads * request.scale).float(),
             result=result,
+            rc=1 if read.last else read.pixels,
             WANTED=wanted_bits(request, SUMS),
             **options(launch),
         )

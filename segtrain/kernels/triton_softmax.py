@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels import triton_columns, triton_columns_backward, triton_labels, triton_tiles
-from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, TUNER, Launch, columns, holds_all, tiles
-from segtrain.kernels.request import SUMS, Inputs, Request
+from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, MINING, TUNER, Launch, columns, holds_all, tiles
+from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request
 from segtrain.kernels.triton_inputs import Read, options, power_of_two, total, wanted_bits
 from segtrain.kernels.triton_ranks import Mined
 
@@ -22,33 +22,35 @@ BY_LABEL = ("pixels", "kept", "intersection", "cross_entropy", "focal")  # rows 
 
 
 def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the wanted sums `[K, N, C]`, the counts (pixels, kept) `[2, N, C]`, both float64, and the mined mask.
+    """Return the wanted sums `[K, N, C]`, the counts `[2 or 4, N, C]`, both float64, and the mined mask.
 
-    The mask is bool in the shape of the target where `request.mining` says so, else empty. Labels are not checked, as
-    that would wait for the device: pixels whose label is out of range count nowhere, and make the counts NaN.
+    The counts are pixels, kept, and with `request.predictions` predicted and correct. The mask is bool in the shape of
+    the target where `request.mining` says so, else empty. Labels are not checked, as that would wait for the device:
+    pixels whose label is out of range count nowhere, and make the counts NaN.
     """
     read = Read.prepare(inputs, request)
     rule, num_classes = request.rule, read.logits.shape[1]
     mined = None if rule is None else Mined.prepare(rule, read.target)
     wanted = wanted_bits(request, SUMS)
     if not read.logits.numel():
-        sums = dict.fromkeys(
-            (*COUNTS, *SUMS), torch.zeros(read.logits.shape[:2], dtype=torch.float64, device=read.logits.device)
-        )
+        none = torch.zeros(read.logits.shape[:2], dtype=torch.float64, device=read.logits.device)
+        sums = dict.fromkeys((*COUNTS, *SUMS, *PREDICTIONS), none)
     elif holds_all(num_classes, 1 + len(request.wanted) + (mined is not None or read.keep is not None)):
         sums = _few(read, request, wanted, mined)
     else:
         sums = _many(read, request, wanted, mined)
+    if read.largest is not None and read.logits.numel():
+        sums |= _by_largest(read, read.largest, request)
     mask = inputs.target.new_empty(0, dtype=torch.bool) if mined is None else mined.mask.view(torch.bool)
     stacked = [sums[name] for name in request.wanted]
-    counts = torch.stack([sums[name] for name in COUNTS])
+    counts = torch.stack([sums[name] for name in (*COUNTS, *(PREDICTIONS if request.predictions else ()))])
     return torch.stack(stacked) if stacked else counts[:0], counts, mask
 
 
 def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
     """Return the gradient of the logits, in their type and layout, given that of the sums, float64 `[K, N, C]`."""
     read = Read.prepare(inputs, request)
-    result = torch.empty_like(read.logits)
+    result = read.gradient()
     slopes = (grads * request.scale).float()  # before anything is rounded to the type of the logits
     num_classes = read.logits.shape[1]
     few = num_classes <= FEW_CLASSES
@@ -83,7 +85,7 @@ def _few(read: Read, request: Request, wanted: int, mined: Mined | None) -> dict
         return sums
     num_classes = read.logits.shape[1]
     settled = mined.finish(read.target, ignore_index=request.ignore_index, sigmoid=False, num_classes=num_classes)
-    kept = replace(read, keep=mined.mask)
+    kept = replace(read, keep=mined.mask, largest=None)
     again = _by_label(kept, request, mined.losses, settled=settled)
     if wanted & LOG_MASS:
         again |= {"log_mass": _columns(kept, request, LOG_MASS, settled=settled)["log_mass"]}
@@ -98,7 +100,7 @@ def _many(read: Read, request: Request, wanted: int, mined: Mined | None) -> dic
     sums = _tiles(read, request, wanted & ~LOG_MASS, losses=mined.losses, mined=mined)
     num_classes = read.logits.shape[1]
     mined.finish(read.target, ignore_index=request.ignore_index, sigmoid=False, num_classes=num_classes)
-    kept = replace(read, keep=mined.mask)
+    kept = replace(read, keep=mined.mask, largest=None)
     if wanted & LOG_MASS:
         sums |= _tiles(kept, request, LOG_MASS)
     return sums | _by_label(kept, request, mined.losses)
@@ -128,6 +130,7 @@ def _columns(
             partial=partial,
             losses=None if mined is None else mined.losses,
             settled=settled,
+            largest=read.largest,
             C=num_classes,
             WIDTH=power_of_two(num_classes),
             WANTED=wanted,
@@ -159,6 +162,7 @@ def _tiles(
             partial=partial,
             losses=losses,
             settled=None,
+            largest=read.largest,
             C=num_classes,
             WIDTH=power_of_two(num_classes),
             WANTED=wanted,
@@ -199,9 +203,30 @@ def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor |
     return sums if settled is None else {name: sums[name] for name in ("kept", "cross_entropy", "focal")}
 
 
+def _by_largest(read: Read, largest: Tensor, request: Request) -> dict[str, Tensor]:
+    """Return the PREDICTIONS from the class map that a read left."""
+    images, num_classes = read.logits.shape[:2]
+    bins, programs = power_of_two(2 * num_classes), read.programs(MINING)
+    partial = torch.empty((images, programs, bins), dtype=torch.int32, device=largest.device)
+    triton_labels.count_largest[(programs, images)](
+        largest,
+        read.target,
+        partial,
+        pixels=read.pixels,
+        num_classes=num_classes,
+        ignore_index=request.ignore_index,
+        BINS=bins,
+        BLOCK=MINING.block,
+        **options(MINING),
+    )
+    wrong, correct = partial.sum(1).double()[:, : 2 * num_classes].view(images, num_classes, 2).unbind(-1)
+    return {"predicted": wrong + correct, "correct": correct}
+
+
 def _kind(read: Read) -> tuple[Any, ...]:
     """Return what the fastest launch depends on."""
-    return read.logits.dtype, read.logits.shape[1], read.last, read.weight is None, read.keep is None
+    given = (read.weight, read.keep, read.largest)
+    return read.logits.dtype, read.logits.shape[1], read.last, *(tensor is None for tensor in given)
 
 
 def _tensors(read: Read) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from segtrain.kernels.triton_columns_backward import label_slopes
-from segtrain.kernels.triton_pixel import exponent_of, loss_of, read_labels, read_weights
+from segtrain.kernels.triton_pixel import exponent_of, loss_of, read_labels, read_weights, store_mined
 
 
 @triton.jit
@@ -41,12 +41,30 @@ def place_of(p, c, sc, LAST: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def read_tile(
-    base, p, c, inside, valid, label, sc, shift, margin, factor, LAST: tl.constexpr, C: tl.constexpr
-):  # fmt: skip
+def read_tile(base, p, c, inside, sc, LAST: tl.constexpr, C: tl.constexpr):
+    """Return the logits of a tile in float32, 0 beyond the image and the classes."""
+    wanted = along(inside, LAST) & across(c < C, LAST)
+    return tl.load(base + place_of(p, c, sc, LAST, C), mask=wanted, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def largest_of_tile(raw, c, LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the first class of the largest logit, int32 `[BLOCK]`; a NaN counts as the largest, as in torch.
+
+    Floats are compared by their bits, turned so that they rise with the values.
+    """
+    AXIS: tl.constexpr = 1 if LAST else 0
+    bits = tl.where(raw == 0.0, 0.0, raw).to(tl.int32, bitcast=True)  # −0 is 0
+    rank = tl.where(raw != raw, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    rank = tl.where(across(c < C, LAST), rank, -0x80000000)
+    is_largest = rank == along(tl.max(rank, axis=AXIS), LAST)
+    return tl.min(tl.where(is_largest, across(c, LAST), WIDTH), axis=AXIS)
+
+
+@triton.jit
+def scores_of_tile(x, c, valid, label, shift, margin, factor, LAST: tl.constexpr, C: tl.constexpr):
     """Return factor · (x + shift − margin at the label) of a tile: 0 where ignored, −∞ beyond the classes."""
     known = across(c < C, LAST)
-    x = tl.load(base + place_of(p, c, sc, LAST, C), mask=along(inside, LAST) & known, other=0.0).to(tl.float32)
     if shift is not None:
         x += across(tl.load(shift + c, mask=c < C, other=0.0), LAST)
     if margin is not None:
@@ -69,34 +87,15 @@ def exponentials_of_tile(x, c, label, LAST: tl.constexpr):
 
 @triton.jit
 def forward(
-    logits,
-    target,
-    shift,
-    margin,
-    weight,
-    keep,
-    partial,
-    losses,
-    mask,
-    counts,
-    settled,
-    pixels,
-    sn,
-    sc,
-    ignore_index,
-    factor,
-    cut,
-    LAST: tl.constexpr,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WANTED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, target, shift, margin, weight, keep, partial, losses, mask, counts, settled, largest,
+    pixels, sn, sc, ignore_index, factor, cut,
+    LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Write the loss of each pixel, and put sums of program (s, n) into partial `[K, N, C, S]`; grid (S, N).
 
     Its rows are those of WANTED that are no sums by label: probability (1), squared_probability (2), log_mass (32).
-    `losses`, `mask`, `counts` and `settled` are as in `triton_columns.forward`; the first is always given where it is
-    not a read for log_mass alone, the next two with mining.
+    `losses`, `mask`, `counts`, `settled` and `largest` are as in `triton_columns.forward`; the first is always given
+    where it is not a read for log_mass alone, the next two with mining.
     """
     if settled is not None:
         if tl.load(settled) != 0:
@@ -112,17 +111,20 @@ def forward(
         inside = p < pixels
         label, _ = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
-        x = read_tile(base, p, c, inside, valid, label, sc, shift, margin, factor, LAST, C)
+        raw = read_tile(base, p, c, inside, sc, LAST, C)
+        if largest is not None:
+            found = largest_of_tile(raw, c, LAST, C, WIDTH)
+            tl.store(largest + first + p, found.to(largest.dtype.element_ty), mask=inside)
+        x = scores_of_tile(raw, c, valid, label, shift, margin, factor, LAST, C)
         e, others, label_e, label_score = exponentials_of_tile(x, c, label, LAST)
         loss = tl.where(valid, loss_of(others, label_e, label_score), 0.0)
         count, kept = read_weights(weight, keep, first + p, valid)
-        if losses is not None:
-            tl.store(losses + first + p, loss, mask=inside)
         if counts is not None:
-            hard = valid & ((loss > cut) | (loss != loss))
-            tl.store(mask + first + p, hard.to(tl.uint8), mask=inside)
+            hard = store_mined(losses, mask, first + p, inside, loss, valid, cut)
             num_valid += valid.to(tl.int32)
             num_hard += hard.to(tl.int32)
+        elif losses is not None:
+            tl.store(losses + first + p, loss, mask=inside)
         inverse = count / (others + label_e)
         if WANTED & 3:
             is_label = across(c, LAST) == along(label, LAST)
@@ -154,27 +156,10 @@ def forward(
 
 @triton.jit
 def backward(
-    logits,
-    target,
-    shift,
-    margin,
-    weight,
-    keep,
-    gammas,
-    grads,
-    result,
-    pixels,
-    sn,
-    sc,
-    ignore_index,
-    factor,
-    gamma,
-    LAST: tl.constexpr,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WANTED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    logits, target, shift, margin, weight, keep, gammas, grads, result,
+    pixels, sn, sc, ignore_index, factor, gamma,
+    LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Write the gradient of the scores z of image n, as `triton_columns.backward` does; grid (any, N)."""
     n = tl.program_id(1).to(tl.int64)
     base, first = logits + n * sn, n * pixels
@@ -189,7 +174,8 @@ def backward(
         inside = p < pixels
         label, _ = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
-        x = read_tile(base, p, c, inside, valid, label, sc, shift, margin, factor, LAST, C)
+        raw = read_tile(base, p, c, inside, sc, LAST, C)
+        x = scores_of_tile(raw, c, valid, label, shift, margin, factor, LAST, C)
         e, others, label_e, label_score = exponentials_of_tile(x, c, label, LAST)
         count, kept = read_weights(weight, keep, first + p, valid)
         inverse = tl.where(valid, 1.0 / (others + label_e), 0.0)
@@ -207,7 +193,9 @@ def backward(
             value -= along(kept, LAST) * across(log_slopes, LAST)
         value = tl.where(across(c, LAST) == along(label, LAST), along(at_label, LAST), value)
         stored = along(inside, LAST) & across(c < C, LAST)
-        tl.store(result + n * sn + place_of(p, c, sc, LAST, C), value.to(result.dtype.element_ty), mask=stored)
+        tl.store(
+            result + n * C * pixels + place_of(p, c, pixels, LAST, C), value.to(result.dtype.element_ty), mask=stored
+        )
 
 
 @triton.jit

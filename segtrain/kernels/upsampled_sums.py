@@ -6,7 +6,7 @@ Forward and backward enlarge each strip anew, so that beside the coarse logits a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def upsampled_class_sums(
     ignore_index: int,
     gamma: Sequence[float],
     scale: float,
+    predictions: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return sums and counts as `segtrain::class_sums` does, of coarse logits `[N, C, h, w]` enlarged to `size`.
 
@@ -42,18 +43,12 @@ def upsampled_class_sums(
     Raises:
         DataError: a label out of range (on the CPU).
     """
-    crop = (target.shape[-2], target.shape[-1])
-    names = ops.names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
-    rows = coarse.shape[0], coarse.shape[1]
-    sums = torch.zeros(len(names), *rows, dtype=torch.float64, device=coarse.device)
-    counts = torch.zeros(4 if sigmoid else 2, *rows, dtype=torch.float64, device=coarse.device)
+    shapes = _shapes(coarse, wanted, sigmoid=sigmoid, predictions=predictions)
+    sums, counts = (torch.zeros(shape, dtype=torch.float64, device=coarse.device) for shape in shapes)
+    settings = (wanted, sigmoid, ignore_index, gamma, scale, (), predictions)
     with torch.autocast(coarse.device.type, enabled=False):
-        for strip in strips(coarse, crop):
-            logits = enlarge(coarse.detach(), strip, size=(size[0], size[1]), width=crop[1])
-            parts = [_part(tensor, strip) for tensor in (target, pixel_weight, keep)]
-            found = ops.class_sums(
-                logits, parts[0], shift, margin, *parts[1:], wanted, sigmoid, ignore_index, gamma, scale, ()
-            )
+        for strip, logits, (labels, *rest) in _enlarged(coarse, (target, pixel_weight, keep), (size[0], size[1])):
+            found = ops.class_sums(logits, labels, shift, margin, *rest, *settings)
             sums[:, strip.images] += found[0]
             counts[:, strip.images] += found[1]
     return sums, counts
@@ -73,11 +68,10 @@ def _(
     ignore_index: int,
     gamma: Sequence[float],
     scale: float,
+    predictions: bool,
 ) -> tuple[Tensor, Tensor]:
-    rows = coarse.shape[0], coarse.shape[1]
-    names = ops.names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
-    sums = coarse.new_empty((len(names), *rows), dtype=torch.float64)
-    return sums, coarse.new_empty((4 if sigmoid else 2, *rows), dtype=torch.float64)
+    shapes = _shapes(coarse, wanted, sigmoid=sigmoid, predictions=predictions)
+    return coarse.new_empty(shapes[0], dtype=torch.float64), coarse.new_empty(shapes[1], dtype=torch.float64)
 
 
 @torch.library.custom_op("segtrain::upsampled_class_sums_backward", mutates_args=())
@@ -97,26 +91,13 @@ def upsampled_class_sums_backward(
     scale: float,
 ) -> Tensor:
     """Return the gradient of the coarse logits, given that of the sums `[K, N, C]`."""
-    crop = (target.shape[-2], target.shape[-1])
     covers = (size[0], size[1])
     result = torch.zeros(coarse.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
+    settings = (wanted, sigmoid, ignore_index, gamma, scale)
     with torch.autocast(coarse.device.type, enabled=False):
-        for strip in strips(coarse, crop):
-            logits = enlarge(coarse.detach(), strip, size=covers, width=crop[1])
-            parts = [_part(tensor, strip) for tensor in (target, pixel_weight, keep)]
-            slope = ops.class_sums_backward(
-                grad[:, strip.images].contiguous(),
-                logits,
-                parts[0],
-                shift,
-                margin,
-                *parts[1:],
-                wanted,
-                sigmoid,
-                ignore_index,
-                gamma,
-                scale,
-            )
+        for strip, logits, (labels, *rest) in _enlarged(coarse, (target, pixel_weight, keep), covers):
+            slopes = grad[:, strip.images].contiguous()
+            slope = ops.class_sums_backward(slopes, logits, labels, shift, margin, *rest, *settings)
             add_adjoint(slope, strip, size=covers, out=result)
     return torch.empty_like(coarse).copy_(result)  # one rounding to the type of the logits, in their strides
 
@@ -142,12 +123,11 @@ def mined(
 
     What is held meanwhile is one loss a pixel. Softmax alone.
     """
-    crop = (target.shape[-2], target.shape[-1])
     loss = torch.zeros(target.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
     with torch.autocast(coarse.device.type, enabled=False):
-        for strip in strips(coarse, crop):
-            scores = enlarge(coarse, strip, size=size, width=crop[1])
-            labels = target[strip.images, strip.rows].long()
+        for strip, scores, (part,) in _enlarged(coarse, (target,), size):
+            assert part is not None
+            labels = part.long()
             if shift is not None:
                 scores = scores + shift.to(scores).view(-1, 1, 1)
             if margin is not None:
@@ -160,19 +140,34 @@ def mined(
     return rule(loss, buckets, num_buckets=coarse.shape[1])
 
 
-def _part(values: Tensor | None, strip: Strip) -> Tensor | None:
-    return None if values is None else values[strip.images, ..., strip.rows, :]
+def _enlarged(
+    coarse: Tensor, tensors: tuple[Tensor, *tuple[Tensor | None, ...]], size: Size
+) -> Iterator[tuple[Strip, Tensor, list[Tensor | None]]]:
+    """Yield each strip, its logits, and its part of the tensors `[N, ..., H, W]`, the first of which is the target."""
+    crop = (tensors[0].shape[-2], tensors[0].shape[-1])
+    for strip in strips(coarse, crop):
+        parts = [None if values is None else values[strip.images, ..., strip.rows, :] for values in tensors]
+        yield strip, enlarge(coarse.detach(), strip, size=size, width=crop[1]), parts
+
+
+def _shapes(
+    coarse: Tensor, wanted: Sequence[int], *, sigmoid: bool, predictions: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the sums and the counts."""
+    names = ops.names_of_sums(tuple(SUMS[index] for index in wanted), sigmoid=sigmoid)
+    counts = ops.names_of_counts(sigmoid=sigmoid, predictions=predictions)
+    return (len(names), *coarse.shape[:2]), (len(counts), *coarse.shape[:2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.size, ctx.wanted, ctx.sigmoid, ctx.ignore_index, ctx.gamma, ctx.scale = inputs
+    *tensors, ctx.size, ctx.wanted, ctx.sigmoid, ctx.ignore_index, ctx.gamma, ctx.scale, _ = inputs
     ctx.save_for_backward(*tensors)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     settings = (ctx.size, ctx.wanted, ctx.sigmoid, ctx.ignore_index, ctx.gamma, ctx.scale)
-    return upsampled_class_sums_backward(grad, *ctx.saved_tensors, *settings), *[None] * 11
+    return upsampled_class_sums_backward(grad, *ctx.saved_tensors, *settings), *[None] * 12
 
 
 upsampled_class_sums.register_autograd(_backward, setup_context=_setup_context)

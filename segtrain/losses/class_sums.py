@@ -12,13 +12,23 @@ from torch import Tensor
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.labels import check_labels, count, narrow
 from segtrain.kernels.launch import MOST_CLASSES
-from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
+from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request, encode_mining
 from segtrain.kernels.triton_available import triton_reason, warn_of_fallback
 from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
 Activation = Literal["softmax", "sigmoid"]
-__all__ = ["SUMS", "Activation", "ClassSums", "by_name", "check_inputs", "check_labels", "class_sums", "target_pixels"]
+__all__ = [
+    "PREDICTIONS",
+    "SUMS",
+    "Activation",
+    "ClassSums",
+    "by_name",
+    "check_inputs",
+    "check_labels",
+    "class_sums",
+    "target_pixels",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +37,9 @@ class ClassSums:
 
     A pixel weight multiplies each pixel in all of them. A sum that was not wanted is None. Only the pixel terms
     (`kept`, `cross_entropy`, `focal`, `log_mass`) leave out the pixels that hard-example mining drops.
+
+    `predicted` and `correct` are counts for telemetry, without a gradient: of all valid pixels, whatever their weight
+    and mining, by the largest of the raw logits (without shift and margin), of equal ones the first, as torch.argmax.
 
     With sigmoid every class has a label of its own at each pixel: "y=c" then reads "the target of c is 1", and the
     `..._negatives` are the same sums over the valid pixels whose target of c is 0, with 1 − p_c in place of p_c.
@@ -44,6 +57,8 @@ class ClassSums:
     kept_negatives: Tensor | None = None
     cross_entropy_negatives: Tensor | None = None
     focal_negatives: Tensor | None = None
+    predicted: Tensor | None = None  # softmax only: number of valid pixels whose largest logit is that of c
+    correct: Tensor | None = None  # of these, those with y=c
 
 
 def class_sums(
@@ -76,7 +91,8 @@ def class_sums(
         scale: > 0, multiplies the logits after both.
         pixel_weight: float `[N, H, W]`, a constant factor of each pixel in every sum.
         keep: bool in the shape of `target`, or the rule that makes it: pixels that stay in the pixel terms.
-        wanted: names of the sums to compute, of SUMS; the others are None and cost nothing. Default: all there are.
+        wanted: names of the sums to compute, of SUMS and PREDICTIONS; the others are None and cost nothing. Default:
+            all of SUMS that there are. On CUDA the predictions come from the same read; on the CPU from one more.
 
     Returns:
         ClassSums of float64 `[N, C]` tensors.
@@ -106,6 +122,7 @@ def class_sums(
         gamma=gammas,
         scale=float(scale),
         mining=encode_mining(rule),
+        predictions=not set(wanted).isdisjoint(PREDICTIONS),
     )
     inputs = Inputs(
         logits=logits,
@@ -147,14 +164,15 @@ def fused_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
         request.gamma,
         request.scale,
         request.mining,
+        request.predictions,
     )
-    return by_name(sums, counts, wanted=request.wanted, sigmoid=request.sigmoid)
+    return by_name(sums, counts, request)
 
 
-def by_name(sums: Tensor, counts: Tensor, *, wanted: tuple[str, ...], sigmoid: bool) -> dict[str, Tensor]:
+def by_name(sums: Tensor, counts: Tensor, request: Request) -> dict[str, Tensor]:
     """Return what the operators give, sums `[K, N, C]` and counts `[2 or 4, N, C]`, as the fields of `ClassSums`."""
-    names: tuple[str, ...] = ("pixels", "negatives", "kept", "kept_negatives") if sigmoid else ("pixels", "kept")
-    names += ops.names_of_sums(wanted, sigmoid=sigmoid)
+    names = ops.names_of_counts(sigmoid=request.sigmoid, predictions=request.predictions)
+    names += ops.names_of_sums(request.wanted, sigmoid=request.sigmoid)
     return dict(zip(names, (*counts.unbind(), *sums.unbind()), strict=True))
 
 
@@ -204,11 +222,15 @@ def _check_settings(
     wanted: Collection[str],
     activation: Activation,
 ) -> None:
-    unknown = set(wanted) - set(SUMS)
+    unknown = set(wanted) - {*SUMS, *PREDICTIONS}
     if unknown:
-        raise ValueError(f"unknown sums {sorted(unknown)}: choose from {', '.join(SUMS)}")
+        raise ValueError(f"unknown sums {sorted(unknown)}: choose from {', '.join((*SUMS, *PREDICTIONS))}")
     if activation == "sigmoid" and "log_mass" in wanted:
         raise ValueError("log_mass belongs to softmax: with sigmoid there is no mass that the classes share")
+    if activation == "sigmoid" and not set(wanted).isdisjoint(PREDICTIONS):
+        raise ValueError(
+            f"{' and '.join(PREDICTIONS)} belong to softmax: with sigmoid a pixel can have several classes"
+        )
     if len(gamma) not in (1, num_classes) or min(gamma) < 0:
         raise ValueError(f"gamma must be one number >= 0, or one for each of the {num_classes} classes, found {gamma}")
     for name, vector in (("shift", shift), ("margin", margin)):

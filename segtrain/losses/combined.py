@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -47,6 +48,7 @@ class SegmentationLoss(nn.Module):
         labels: the keys of `terms`, in the order of the configuration.
         num_reads: how often one head's logits are read forward: once for each group of terms that can share class
             sums, and once for each term with a pass of its own.
+        counts_predictions: whether a read of softmax is there that can count the largest logits, see `also` of `terms`.
         needs_teacher: whether `teacher_logits` must be given.
         distance_classes: the classes whose maps `distances` hold, in order; None without a boundary term.
     """
@@ -86,6 +88,8 @@ class SegmentationLoss(nn.Module):
         sums = {index: term for index, term in enumerate(self._terms) if index not in own}
         self._sums = cast(Mapping[int, SumsTerm], sums)
         self._groups = group_terms(self._sums, shifts=config.prior is not None or config.margin is not None)
+        self._counting = next((group for group in self._groups if group.activation == "softmax"), None)
+        self.counts_predictions = self._counting is not None
         self.num_reads = len(self._groups) + len(own)
         self.needs_teacher = any(term.name == "distillation" for term in config.terms)
         boundaries = [term for term in self._terms if isinstance(term, BoundaryOwnTerm)]
@@ -127,6 +131,7 @@ class SegmentationLoss(nn.Module):
         reduce: Reduce | None = None,
         rest: Tensor | None = None,
         observe: Observe | None = None,
+        also: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """Return each term's value before its weight, by label, and their weighted sum as "total".
 
@@ -149,6 +154,7 @@ class SegmentationLoss(nn.Module):
             rest: Σ of `statistics` over the other micro-batches of this rank's window, detached, without `reduce`.
                 The values are those of the whole window (not to be summed), the gradient is this batch's part.
             observe: is given the class sums of each read of the main head, for telemetry.
+            also: names of further sums for `observe`, PREDICTIONS, which the first read of a softmax tells.
 
         Raises:
             ValueError: shapes or types that do not fit, or both `normalizer` and `rest`.
@@ -164,6 +170,7 @@ class SegmentationLoss(nn.Module):
             teacher_logits=teacher_logits,
             distances=distances,
             observe=observe,
+            also=also,
         )
         statistics = statistics if rest is None else statistics + rest
         statistics = statistics if reduce is None else reduce(statistics)
@@ -180,6 +187,7 @@ class SegmentationLoss(nn.Module):
         teacher_logits: Tensor | None = None,
         distances: Tensor | None = None,
         observe: Observe | None = None,
+        also: Sequence[str] = (),
     ) -> Tensor:
         """Return what the terms are made of, float64 `[K]`: it may be added over micro-batches and ranks.
 
@@ -203,7 +211,7 @@ class SegmentationLoss(nn.Module):
                 ignore_index=self.ignore_index,
             )
             inputs = LossInputs(resized, labels, self.ignore_index, weight, teacher_logits, distances)
-            parts += self._head_statistics(inputs, None if parts else observe)
+            parts += self._head_statistics(inputs, *((None, ()) if parts else (observe, also)))
         return torch.cat([part.flatten() for part in parts])
 
     def value(self, statistics: Tensor, *, normalizer: Normalizer | None = None) -> dict[str, Tensor]:
@@ -280,11 +288,12 @@ class SegmentationLoss(nn.Module):
             return ClassWeights(None)
         return ClassWeights(self.class_weights.double())
 
-    def _head_statistics(self, inputs: LossInputs, observe: Observe | None) -> list[Tensor]:
+    def _head_statistics(self, inputs: LossInputs, observe: Observe | None, also: Sequence[str]) -> list[Tensor]:
         parts: dict[int, Tensor] = {}
         scale = 1.0 if self.config.margin is None else self.config.margin.scale
+        read = partial(read_group, inputs=inputs, shift=self.shift, margin=self.margin, scale=scale, mining=self.mining)
         for group in self._groups:
-            sums = read_group(group, inputs, shift=self.shift, margin=self.margin, scale=scale, mining=self.mining)
+            sums = read(group, also=also if group is self._counting else ())
             parts |= {index: self._sums[index].statistics(sums, inputs) for index in group.members}
             if observe is not None:
                 observe(sums)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -56,8 +56,11 @@ def read_group(
     margin: Tensor | None,
     scale: float,
     mining: HardExamples | None,
+    also: Sequence[str] = (),
 ) -> ClassSums:
     """Read one head's logits for a group; shift, margin and scale, see `class_sums`, are for shifted groups alone.
+
+    `also` are names of sums that no term wants.
 
     Raises:
         ValueError: shapes or types that do not fit.
@@ -77,7 +80,7 @@ def read_group(
         scale=scale if group.shifted else 1.0,
         pixel_weight=inputs.pixel_weight,
         keep=mining if group.has_pixel_terms else None,
-        wanted=group.wanted,
+        wanted=(*group.wanted, *also),
     )
 
 

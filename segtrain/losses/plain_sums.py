@@ -7,14 +7,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from segtrain.kernels.mining import HardExamples
-from segtrain.kernels.request import Inputs, Request
+from segtrain.kernels.request import PREDICTIONS, Inputs, Request
 
 
 def plain_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
     """Return the fields of ClassSums by name, float64 `[N, C]`; see `segtrain.losses.class_sums` for their meaning."""
     with torch.autocast(inputs.logits.device.type, enabled=False):
         sums = _sigmoid_sums(inputs, request) if request.sigmoid else _softmax_sums(inputs, request)
-    counts = ("pixels", "kept", "negatives", "kept_negatives")
+    counts = ("pixels", "kept", "negatives", "kept_negatives", *PREDICTIONS)
+    if request.predictions:
+        sums |= _predictions(inputs, request)
     return {name: value for name, value in sums.items() if name in counts or name.split("_neg")[0] in request.wanted}
 
 
@@ -80,6 +82,14 @@ def _sigmoid_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
         "focal": _sum(positive * focal * kept),
         "focal_negatives": _sum(negative * focal * kept),
     }
+
+
+def _predictions(inputs: Inputs, request: Request) -> dict[str, Tensor]:
+    found = inputs.logits.detach().argmax(1).flatten(1)
+    target = inputs.target.long().flatten(1)
+    of_class = found.unsqueeze(1) == torch.arange(inputs.logits.shape[1], device=found.device).view(1, -1, 1)
+    of_class &= (target != request.ignore_index).unsqueeze(1)
+    return {"predicted": _sum(of_class), "correct": _sum(of_class & (found == target).unsqueeze(1))}
 
 
 def _logits(inputs: Inputs) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from segtrain.kernels.request import SUMS
+from segtrain.kernels.request import PREDICTIONS, SUMS, Request
 from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
@@ -69,20 +69,28 @@ def class_sums_of(
             ignore_index=ignore_index,
             scale=float(scale),
         )
-    names = tuple(name for name in SUMS if name in wanted)
+    request = Request(
+        wanted=tuple(name for name in SUMS if name in wanted),
+        sigmoid=activation == "sigmoid",
+        ignore_index=ignore_index,
+        gamma=tuple(gamma),
+        scale=float(scale),
+        predictions=not set(wanted).isdisjoint(PREDICTIONS),
+    )
     sums, counts = upsampled_class_sums(
         logits.values,
         target,
         *[None if tensor is None else tensor.detach() for tensor in (shift, margin, pixel_weight)],
         mask,
         list(logits.size),
-        [SUMS.index(name) for name in names],
-        activation == "sigmoid",
+        [SUMS.index(name) for name in request.wanted],
+        request.sigmoid,
         ignore_index,
         list(gamma),
-        float(scale),
+        request.scale,
+        request.predictions,
     )
-    return ClassSums(**by_name(sums, counts, wanted=names, sigmoid=activation == "sigmoid"))
+    return ClassSums(**by_name(sums, counts, request))
 
 
 def _as_read(logits: Tensor | CoarseLogits) -> Tensor | CoarseLogits:

@@ -9,20 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from segtrain.config import Config
+from segtrain.data import ClassFrequencies
+from segtrain.engine import telemetry as telemetry_room
 from segtrain.engine import train
 from segtrain.engine.telemetry import Telemetry
+from segtrain.kernels import confusion_cpu
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.losses import build_loss
+from segtrain.losses.class_sums import PREDICTIONS
 from segtrain.metrics import ConfusionMatrix
 
 MakeConfig = Callable[..., Config]
 NAMES = ("a", "b", "c", "d")
+SKEWED = ClassFrequencies.from_targets(
+    [np.repeat(np.arange(4, dtype=np.uint8), (60, 20, 15, 5))[None]], num_classes=4, ignore_index=255
+)
 
 
 def batches(number: int) -> list[tuple[Tensor, Tensor]]:
@@ -75,15 +83,39 @@ def test_the_numbers_begin_anew_after_each_log_line() -> None:
 
 
 def test_only_the_step_that_is_logged_pays_for_an_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    from segtrain.engine import telemetry
-
     calls: list[object] = []
-    count = telemetry.confusion_update
-    monkeypatch.setattr(
-        telemetry, "confusion_update", lambda *args, **more: [calls.append(args), count(*args, **more)][1]
-    )
-    told({"terms": [{"name": "dice"}]}, batches(7))
-    assert len(calls) == 2
+    largest = confusion_cpu.largest
+    monkeypatch.setattr(confusion_cpu, "largest", lambda *args, **more: [calls.append(args), largest(*args, **more)][1])
+    for section in ({"terms": [{"name": "dice"}]}, {"terms": [{"name": "lovasz"}]}):
+        told(section, batches(7))
+        assert len(calls) == 2
+        calls.clear()
+
+
+def test_where_it_costs_nothing_the_iou_is_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry_room, "triton_reason", lambda device: None)
+    pairs = batches(3)
+    section = {"terms": [{"name": "cross_entropy"}, {"name": "dice"}], "ohem": {"top_k": 0.1}, "prior": {"tau": 1.0}}
+    loss = build_loss(section, num_classes=4, frequencies=SKEWED)
+    telemetry = Telemetry(NAMES, ignore_index=255, every=1000, total_steps=1000)
+    every = ConfusionMatrix(4)
+    for step, (logits, target) in enumerate(pairs, 1):
+        telemetry.see(logits, target, step=step)
+        loss.terms(logits, target, **telemetry.hooks(loss))
+        every.update(logits, target)
+    values = telemetry.values()
+    assert [values[f"iou/{name}"] for name in NAMES] == pytest.approx(every.iou().tolist(), nan_ok=True)
+    assert values["miou"] == pytest.approx(float(every.iou().nanmean()))
+
+
+def test_a_loss_of_someone_else_is_looked_at_and_asked_for_nothing() -> None:
+    telemetry = Telemetry(NAMES, ignore_index=255, every=1, total_steps=100)
+    logits, target = batches(1)[0]
+    telemetry.see(logits, target, step=1)
+    assert telemetry.hooks(nn.CrossEntropyLoss()) == {}
+    seen = ConfusionMatrix(4)
+    seen.update(logits, target)
+    assert telemetry.values()["miou"] == pytest.approx(float(seen.iou().nanmean()))
 
 
 def test_mining_tells_the_loss_of_what_is_kept_and_focal_stands_in_for_cross_entropy() -> None:
@@ -126,8 +158,10 @@ def test_nothing_asks_the_device_before_the_values_are_fetched() -> None:
     telemetry = Telemetry(NAMES, ignore_index=255, every=1, total_steps=100)
     logits, target = batches(1)[0]
     telemetry.see(logits.to("meta"), target.to("meta"), step=1)
+    telemetry.hooks(nn.CrossEntropyLoss())
     sums: list[Any] = []
-    build_loss({"terms": [{"name": "cross_entropy"}]}, num_classes=4).terms(logits, target, observe=sums.append)
+    loss = build_loss({"terms": [{"name": "cross_entropy"}]}, num_classes=4)
+    loss.terms(logits, target, observe=sums.append, also=PREDICTIONS)
     on_device = {name: value.to("meta") for name, value in vars(sums[0]).items() if value is not None}
     telemetry.observe(type(sums[0])(**on_device))
     with pytest.raises(NotImplementedError):

@@ -86,9 +86,9 @@ def report(name: str, kernel: Any, seconds: float) -> None:
 
 def calls(size: str) -> Iterator[dict[str, Any]]:
     """Yield what is compiled."""
-    yield {"classes": 3, "rule": RULES[0]}
+    yield {"classes": 3, "rule": RULES[0], "predictions": True}
     yield {"classes": 24, "wanted": HEADLINE}  # few for the backward, and too many sums for the forward's registers
-    yield {"classes": 26, "last": True, "dtype": torch.float32}
+    yield {"classes": 26, "last": True, "dtype": torch.float32, "predictions": True}
     yield {"classes": 2, "sigmoid": True, "last": True, "gamma": (0.5, 2.0)}
     yield {"classes": 1, "rule": RULES[2], "shape": (1, 1, 1)}  # what is 1 is a constant to the compiler
     if size == "quick":
@@ -96,6 +96,7 @@ def calls(size: str) -> Iterator[dict[str, Any]]:
     for classes in (19, 150, 2, 24, 300, 1024, 1, 8, 9, 13, 32, 64, 128, 256):
         for last in (False, True):
             yield {"classes": classes, "last": last}
+            yield {"classes": classes, "last": last, "predictions": True}
             yield {"classes": classes, "last": last, "sigmoid": True, "dtype": torch.float16}
     full = {"wanted": SUMS, "vectors": True}
     for rule in RULES:
@@ -115,6 +116,7 @@ def call(
     wanted: tuple[str, ...] = HEADLINE,
     vectors: bool = False,
     gamma: tuple[float, ...] = (2.0,),
+    predictions: bool = False,
     shape: tuple[int, int, int] = (2, 32, 32),
 ) -> None:
     """Call the forward and the backward of the operator; their results mean nothing."""
@@ -127,7 +129,7 @@ def call(
     names = tuple(name for name in wanted if not (sigmoid and name == "log_mass"))
     vector = torch.zeros(classes) if vectors else None
     inputs = Inputs(logits, target, vector, vector, torch.zeros(shape) if vectors else None)
-    request = Request(names, sigmoid, -1, gamma, 1.0, encode_mining(rule))
+    request = Request(names, sigmoid, -1, gamma, 1.0, encode_mining(rule), predictions)
     sums, _, mask = backend.forward(inputs, request)
     inputs = replace(inputs, keep=mask if rule is not None else None)
     backend.backward(torch.zeros(sums.shape, dtype=torch.float64), inputs, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from segtrain.kernels import chunks
 from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
-from segtrain.losses.class_sums import fused_sums
+from segtrain.losses.class_sums import class_sums, fused_sums
 from segtrain.losses.plain_sums import plain_sums
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -209,6 +210,28 @@ def test_nothing_but_a_wanted_sum_with_a_gradient_is_worked_on(monkeypatch: pyte
     sums = fused_sums(Inputs(leaf, inputs.target), request)
     torch.autograd.grad(sums["focal"].sum() + 0 * sums["probability"].sum(), leaf)
     assert seen == [{"focal"}]
+
+
+@pytest.mark.parametrize("make", [fused_sums, plain_sums])
+@pytest.mark.parametrize("classes", [1, 2, 5])
+@pytest.mark.parametrize("name", ["all of them", "keep", "top k"])
+def test_largest_logits_are_those_of_torch_whatever_else_acts_on_the_pixels(make: Any, classes: int, name: str) -> None:
+    inputs, request = case(OPTIONS[name], classes=classes)
+    logits = inputs.logits.round()  # ties
+    logits[0, classes // 2, 3] = torch.nan
+    found = make(replace(inputs, logits=logits), replace(request, predictions=True))
+    valid = inputs.target != 255
+    of_class = torch.stack([(logits.argmax(1) == c) & valid for c in range(classes)], 1)
+    assert torch.equal(found["predicted"], of_class.sum((2, 3)).double())
+    of_class &= torch.stack([inputs.target == c for c in range(classes)], 1)
+    assert torch.equal(found["correct"], of_class.sum((2, 3)).double())
+    assert "predicted" not in make(inputs, request)
+
+
+def test_largest_logits_are_refused_with_sigmoid() -> None:
+    inputs, _ = case({}, classes=3, sigmoid=True)
+    with pytest.raises(ValueError, match="belong to softmax"):
+        class_sums(inputs.logits, inputs.target, activation="sigmoid", wanted=("probability", "correct"))
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -27,7 +27,7 @@ def arguments(*, sigmoid: bool, mining: tuple[float, ...] = ()) -> tuple[Any, ..
     target = torch.randint(0, 2, shape, generator=generator).to(torch.uint8)
     shift = torch.randn(4, generator=generator, dtype=torch.float64)
     wanted = [index for index, name in enumerate(SUMS) if not (sigmoid and name == "log_mass")]
-    return logits, target, shift, None, None, None, wanted, sigmoid, 255, [2.0], 1.0, list(mining)
+    return logits, target, shift, None, None, None, wanted, sigmoid, 255, [2.0], 1.0, list(mining), not sigmoid
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # its own doing

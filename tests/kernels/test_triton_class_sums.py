@@ -51,10 +51,12 @@ def needs_triton(oldest: tuple[int, int], purpose: str) -> None:
 
 
 def run_interpreted(selection: str) -> None:
-    """Run the tests of `interpreted_class_sums` in a process in which Triton interprets its kernels."""
+    """Run the tests in `interpreted` in a process in which Triton interprets its kernels."""
     needs_triton(INTERPRETER, "interpret")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selection]
-    command += [str(HERE / "interpreted_class_sums.py")]
+    files = sorted(map(str, (HERE / "interpreted").glob("interpreted_*.py")))
+    assert files
+    command += files
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
@@ -235,7 +237,7 @@ def test_the_gpu_sums_sigmoids_as_the_plain_form_does(last: bool) -> None:
 def test_the_gpu_mines_exactly_as_many_pixels_and_equally_each_time(rule: HardExamples, classes: int) -> None:
     logits, target = on_gpu(classes=classes)
     request = Request(SUMS, False, 255, (2.0,), 1.0, encode_mining(rule))
-    arguments = (list(range(len(SUMS))), False, 255, [2.0], 1.0, list(request.mining))
+    arguments = (list(range(len(SUMS))), False, 255, [2.0], 1.0, list(request.mining), False)
     first = ops.class_sums(logits, target, None, None, None, None, *arguments)
     second = ops.class_sums(logits, target, None, None, None, None, *arguments)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

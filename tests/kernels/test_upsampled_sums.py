@@ -11,9 +11,11 @@ from torch.nn.functional import interpolate
 
 from segtrain.errors import ConfigError
 from segtrain.kernels import upsample
+from segtrain.kernels.confusion import confusion_update
 from segtrain.kernels.upsample import CoarseLogits, add_adjoint, enlarge, strips
 from segtrain.kernels.upsampled_sums import upsampled_class_sums
 from segtrain.losses import build_loss
+from segtrain.losses.class_sums import PREDICTIONS, ClassSums
 
 SIZES = [(28, 20), (23, 31), (7, 5), (7, 11), (4, 3), (64, 5)]
 LOSSES: dict[str, dict[str, Any]] = {
@@ -148,9 +150,20 @@ def test_no_more_than_a_strip_is_ever_held(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_operator_keeps_its_contract_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upsample, "STRIP", 2**20)
     values, target = coarse_batch((9, 8))
-    arguments = (values, target, None, None, None, None, [9, 8], [0, 2, 3], False, 255, [2.0], 1.0)
+    arguments = (values, target, None, None, None, None, [9, 8], [0, 2, 3], False, 255, [2.0], 1.0, True)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(upsampled_class_sums, arguments, test_utils=utils)
+
+
+def test_largest_logits_are_counted_of_the_enlarged_ones() -> None:
+    values, target = coarse_batch((23, 31), crop=3)
+    seen: list[ClassSums] = []
+    loss = build_loss({"terms": [{"name": "dice"}], **FUSED}, num_classes=4)
+    coarse = CoarseLogits(values, (23, 31), (20, 28))
+    loss.terms(coarse, target, observe=seen.append, also=PREDICTIONS)
+    matrix = confusion_update(full(values, (23, 31), target), target, num_classes=4).matrix
+    assert torch.equal(seen[0].predicted, matrix.sum(1).double())
+    assert torch.equal(seen[0].correct, matrix.diagonal(dim1=1, dim2=2).double())
 
 
 def test_what_does_not_go_together_is_refused() -> None:
