@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ def camvid() -> Path:
 
 
 @pytest.fixture
-def folder_dataset(tmp_path: Path) -> Callable[..., FolderDataset]:
+def folder_dataset(tmp_path: Path, folder_dataset_in: Callable[..., FolderDataset]) -> Callable[..., FolderDataset]:
+    """`folder_dataset_in` the folder of the test."""
+    return partial(folder_dataset_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def folder_dataset_in() -> Callable[..., FolderDataset]:
     """A factory of tiny data sets: images/<split> and masks/<split> PNG pairs with classes background, block and dot.
 
     Every image holds a bright block (class 1); every second one a dot of 2 x 2 pixels (class 2); a strip at the right
@@ -72,13 +79,14 @@ def folder_dataset(tmp_path: Path) -> Callable[..., FolderDataset]:
     """
 
     def make(
+        folder: Path,
         *,
         size: tuple[int, int] = (24, 32),
         splits: dict[str, int] | None = None,
         seed: int = 0,
         name: str = "dataset",
     ) -> FolderDataset:
-        root = tmp_path / name
+        root = folder / name
         generator = np.random.default_rng(seed)
         for split, count in (splits or {"train": 4, "val": 2, "test": 2}).items():
             for kind in ("images", "masks"):
@@ -87,7 +95,7 @@ def folder_dataset(tmp_path: Path) -> Callable[..., FolderDataset]:
                 image, mask = _scene(generator, size, with_dot=index % 2 == 0)
                 Image.fromarray(image).save(root / "images" / split / f"scene_{index:02}.png")
                 Image.fromarray(mask).save(root / "masks" / split / f"scene_{index:02}.png")
-        return FolderDataset(root, _config(root, tmp_path / "runs", name))
+        return FolderDataset(root, _config(root, folder / "runs", name))
 
     return make
 

@@ -15,7 +15,7 @@ REPOSITORY = PACKAGE.parent
 ROOMS = (
     ("errors",),
     ("console",),
-    ("files", "machine"),
+    ("files", "machine", "sealed"),
     ("config",),
     ("distributed",),
     ("kernels",),

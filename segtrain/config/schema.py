@@ -69,8 +69,14 @@ class TrainConfig(Section):
     best_metric: str = Field("val/miou", description="any reported metric, such as val/iou/bicyclist or val/miou_tail")
     early_stopping: EarlyStoppingConfig | None = None
     resume: str = Field("none", description="none, auto (newest complete checkpoint of the run) or a checkpoint file")
+    allow_changes: tuple[str, ...] = Field(
+        (), description="settings, such as loss or data.train_transforms, that may differ from those of the checkpoint"
+    )
     overwrite: bool = Field(False, description="delete an earlier run of the same name")
     save_every_seconds: Positive = Field(600.0, description="last.pt is written at evaluations, and at least so often")
+    keep_last: Count = Field(
+        1, description="checkpoints to go on from: last.pt, and step-N.pt of the latest with n > 1"
+    )
     log_every: Count = 10
     telemetry: bool = Field(True, description="log of each class: its share of the pixels seen, its loss, its IoU")
     profile: Profile = Field(False, description="trace a few steps into <run>/profile, and tell their phases")
@@ -80,6 +86,14 @@ class TrainConfig(Section):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _changes_need_a_run(self) -> TrainConfig:
+        if self.allow_changes and self.resume == "none":
+            raise ValueError(
+                "allow_changes is for a run that goes on, and resume is none: set resume: auto, or drop it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from segtrain.engine.device import select_device
 from segtrain.errors import CheckpointError
 from segtrain.models import Normalize, build_model
 from segtrain.models.weights import read_file
+from segtrain.sealed import write_sealed
 
 FORMAT = 1
 CONTENT = ("config", "model", "step", "epoch", "frequencies")
@@ -28,7 +30,8 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     """Write `payload` to `path` so that a reader sees the old file or the new one, never a part.
 
     The bytes go to a temporary file beside it, reach the disk (fsync), and take the name in one step
-    (rename); the folder is synced last.
+    (rename); the folder is synced last. A checksum of all of it is in the file, and `load_checkpoint` refuses a file
+    that has been damaged since.
 
     Raises:
         CheckpointError: the file could not be written; what stood at `path` is untouched.
@@ -37,11 +40,11 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            torch.save(dict(payload), stream)
+            write_sealed(stream, partial(torch.save, dict(payload)))
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     # torch reports a failed write as RuntimeError, whatever the cause was
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
@@ -52,7 +55,8 @@ def save_checkpoint(path: Path, payload: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk, as after a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from segtrain.engine.checkpoint import save_checkpoint
+from segtrain.engine.rotation import rotate
 from segtrain.engine.run import Run
 
 
@@ -23,6 +24,7 @@ def save_last(run: Run) -> None:
     run.tracker.flush()
     save_checkpoint(run.last_path, run.resume_payload())
     run.saved = state
+    rotate(run.last_path, step=run.state.step, keep_last=run.config.train.keep_last)
 
 
 def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:

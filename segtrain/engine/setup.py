@@ -21,7 +21,7 @@ from segtrain.data.dataset import TrainDataset
 from segtrain.data.given import MapDataset
 from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.engine.checkpoint import FOLDER
+from segtrain.engine.changes import changed_settings, rate_change
 from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
 from segtrain.engine.device import autocast, select_device
 from segtrain.engine.exposure import Exposure
@@ -32,7 +32,7 @@ from segtrain.engine.fitness import (
     check_loss_section,
     uses_labels,
 )
-from segtrain.engine.folder import changed_settings, find_resume, make_run_folder, run_folder
+from segtrain.engine.folder import find_resume, holds_best, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name
 from segtrain.engine.order import build_sampler, count_realised
 from segtrain.engine.profile import make_phases
@@ -66,7 +66,8 @@ def prepare(
     _check_settings(config, device)
     section = _loss_section(config, loss)
     check_loss_section(config, section, custom_model=model is not None)
-    payload = find_resume(config)
+    tell = partial(say, console, style="yellow")
+    payload = find_resume(config, tell=tell)
     teacher = None if section is None else load_teacher(config, section, device=device)
     data = RunData.check(config, train_data, val_data, console=console)
     sampler = build_sampler(config, data.train_counts, data.frequencies, console)
@@ -98,7 +99,7 @@ def prepare(
             optimizer=optimizer,
             scaler=scaler,
             num_samples=len(data.train),
-            has_best=(run_folder(config) / FOLDER / "best.pt").is_file(),
+            has_best=holds_best(config, payload, tell=tell),
             device=device,
         )
         exposure.load(payload["training"].get("exposure"), batch=schedule.position(state.step)[1])
@@ -251,5 +252,6 @@ def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> 
     if payload is None:
         return
     say(console, f"going on from step {run.state.step} of {schedule.total_steps}")
-    for change in changed_settings(config, payload):
+    rates = rate_change(config, payload, batches_per_epoch=schedule.batches_per_epoch)
+    for change in [*changed_settings(config, payload), *([] if rates is None else [rates])]:
         say(console, f"changed since then: {change}", style="yellow")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from segtrain.errors import CheckpointError, ConfigError, some
+from segtrain.sealed import is_whole
 
 # What wrappers put before names: DistributedDataParallel, torch.compile, our own module, timm's feature extractors, ...
 WRAPPERS = ("module.", "_orig_mod.", "network.")
@@ -52,6 +53,8 @@ def read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
+        if not is_whole(path):
+            raise CheckpointError(f"{path} is damaged: its checksum is not the one that it was written with")
         with warnings.catch_warnings():
             # Files of other pickle protocols load, or are refused below: no news for the user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")

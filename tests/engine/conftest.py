@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ class TinyNet(nn.Module):
         return self.head(self.dropout(torch.relu(self.norm(self.encoder(images)))))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_net() -> type[TinyNet]:
     """The class of the tiny model."""
     return TinyNet
@@ -36,16 +37,25 @@ def tiny_net() -> type[TinyNet]:
 @pytest.fixture
 def tiny_config(folder_dataset: Callable[..., Any]) -> Callable[..., Config]:
     """A factory of configurations over one data set of 10 training images; sections are merged key by key."""
-    dataset = folder_dataset(splits={"train": 10, "val": 3, "test": 2})
+    return partial(merged_config, folder_dataset(splits={"train": 10, "val": 3, "test": 2}).config)
 
-    def make(**sections: Any) -> Config:
-        plain = dict(dataset.config)
-        plain["data"] = plain["data"] | {"train_transforms": [{"name": "horizontal_flip"}]}
-        for key, value in sections.items():
-            merge = isinstance(value, dict) and isinstance(plain.get(key), dict) and key != "loss"
-            plain[key] = plain[key] | value if merge else value
-        if "epochs" in plain["train"]:
-            plain["train"].pop("steps", None)
-        return parse_config(plain)
 
-    return make
+@pytest.fixture(scope="module")
+def module_config(
+    folder_dataset_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Config]:
+    """The same over one data set for all tests of a module, for runs that they share."""
+    folder = tmp_path_factory.mktemp("shared_runs")
+    return partial(merged_config, folder_dataset_in(folder, splits={"train": 10, "val": 3, "test": 2}).config)
+
+
+def merged_config(base: dict[str, Any], **sections: Any) -> Config:
+    """Lay sections over the configuration of a data set."""
+    plain = dict(base)
+    plain["data"] = plain["data"] | {"train_transforms": [{"name": "horizontal_flip"}]}
+    for key, value in sections.items():
+        merge = isinstance(value, dict) and isinstance(plain.get(key), dict) and key != "loss"
+        plain[key] = plain[key] | value if merge else value
+    if "epochs" in plain["train"]:
+        plain["train"].pop("steps", None)
+    return parse_config(plain)

@@ -260,7 +260,7 @@ def test_given_data_takes_the_place_of_the_configured_splits(
 def test_resume_refuses_another_model_and_names_the_keys(tiny_config: MakeConfig, tiny_net: type[nn.Module]) -> None:
     run(tiny_config(), tiny_net())
     changed = tiny_config(train={"resume": "auto", "batch_size": 5}, seed=3)
-    with pytest.raises(CheckpointError, match=r"train\.batch_size was 2 and is 5; seed was 0 and is 3"):
+    with pytest.raises(CheckpointError, match=r"seed was 0 and is 3; train\.batch_size was 2 and is 5"):
         run(changed, tiny_net())
 
 
