@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
+from segtrain.errors import ConfigError
+
 Gathered = TypeVar("Gathered")
+TIMEOUT_SECONDS = 600.0
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def world_size() -> int:
@@ -26,17 +31,47 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def launched_size() -> int:
+    """Return how many processes torchrun started, 1 without it: known before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    """Return which of the processes that torchrun started this one is, 0 without it."""
+    return int(os.environ.get("RANK", "0")) if launched_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Return which of the processes on this machine this one is: the number of its CUDA device."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @contextmanager
-def joined_ranks() -> Iterator[None]:
-    """Join the processes that torchrun started, for commands whose work on CPUs is shared; without torchrun nothing."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined_ranks(*, cuda: bool = False, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun, or where they have joined already, do nothing.
+
+    Tensors on CPUs go by gloo, and with `cuda` those on CUDA devices by NCCL. A rank that waits longer than
+    `timeout_seconds` for another gives up.
+
+    Raises:
+        ConfigError: WORLD_SIZE says that there are several processes, and what else torchrun sets is missing.
+    """
+    if dist.is_initialized() or launched_size() == 1:
         yield
         return
-    dist.init_process_group("gloo")
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {launched_size()} in the environment, and {', '.join(missing)} not set: start the "
+            "processes with torchrun (see docs/distributed.md), or unset WORLD_SIZE for one process"
+        )
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def sum_over_ranks(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -56,6 +91,15 @@ def gather_objects(value: Gathered) -> list[Gathered]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Return the mean of floats over the ranks, on their device, in float64 and back: of equal values just these."""
+    if world_size() == 1:
+        return values
+    summed = values.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    dist.all_reduce(summed, op=dist.ReduceOp.SUM)
+    return (summed / world_size()).to(values.dtype)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

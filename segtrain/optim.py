@@ -19,6 +19,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     not empty. Biases and parameters of at most one dimension (norm layers) get no weight decay unless
     `decay_norm_and_bias` is set. A model without `encoder_parameters()` is all decoder.
 
+    Fused: one launch for many parameters, and a step can be left out without asking the device (`found_inf`).
+
     Raises:
         ConfigError: no parameter can be trained, or `encoder_lr` is set and no encoder parameter can.
     """
@@ -28,16 +30,21 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.encoder_lr is not None and not any(group["name"].startswith("encoder/") for group in groups):
         raise ConfigError("optimizer.encoder_lr is set, but no encoder parameter is trained: drop it or model.freeze")
     if isinstance(config, AdamW):
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     if config.nesterov and config.momentum == 0:
         raise ConfigError("optimizer.nesterov needs a momentum above 0: set optimizer.momentum, or drop nesterov")
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=True,
     )
+    # a first step that is left out would leave the buffer unset: torch makes it uninitialised, and fills it in the step
+    for parameter in (parameter for group in groups for parameter in group["params"] if config.momentum):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
 
 
 def check_schedule(schedule: ScheduleConfig, total_steps: int) -> None:

@@ -176,6 +176,28 @@ class Tracker:
             ) from error
 
 
+class SilentTracker(Tracker):
+    """Reports nothing, and writes nothing: what all ranks but the first have."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def scalars(self, step: int, values: Mapping[str, float], *, kind: Kind, epoch: float | None = None) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def image(self, step: int, tag: str, image: NDArray[np.uint8]) -> None:
+        """Do nothing."""
+
+    def hparams(self, step: int, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _setting(value: Any) -> str | int | float:
     if isinstance(value, bool):
         return str(value).lower()

@@ -55,10 +55,16 @@ class TrainConfig(Section):
 
     epochs: Count | None = None
     steps: Count | None = Field(None, description="number of optimizer steps; instead of epochs")
-    batch_size: Count = 8
+    batch_size: Count = Field(
+        8, description="images of a batch on each rank: an optimizer step sees batch_size × ranks × accumulate"
+    )
     accumulate: Count = Field(1, description="batches whose gradients make one optimizer step")
     exact_accumulation: bool = Field(
         False, description="two forward passes over them: region losses are then those of all in one batch"
+    )
+    sync_batchnorm: bool = Field(False, description="BatchNorm over the batches of all ranks; on CUDA devices")
+    rank_timeout_seconds: Positive = Field(
+        600.0, description="a rank that waits so long for another gives up, and the run ends; saves must be faster"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False

@@ -55,9 +55,11 @@ def build_train_loader(
     return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory, prefetch=prefetch)
 
 
-def build_eval_loader(dataset: EvalDataset, *, batch_size: int, workers: int) -> Loader[list[Item]]:
-    """Batches as lists of items, in the order of the data set: targets may differ in size."""
-    indices = range(len(dataset))
+def build_eval_loader(
+    dataset: EvalDataset, *, batch_size: int, workers: int, indices: Sequence[int] | None = None
+) -> Loader[list[Item]]:
+    """Batches as lists of items, as targets may differ in size; in the order of the data set, or of `indices` in it."""
+    indices = range(len(dataset)) if indices is None else indices
     batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
     return Loader(dataset, batches, collate=list, workers=workers, pin_memory=False)
 

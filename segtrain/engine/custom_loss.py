@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from segtrain.distributed import world_size
 
 
 class TrainingLoss(Protocol):
     """What the loop asks of a loss; `segtrain.losses.SegmentationLoss` has it all.
 
-    `more` are `teacher_logits` and `distances` where the loss wants them, and `rest`.
+    `more` are `teacher_logits` and `distances` where the loss wants them, `rest`, and `reduce` under several ranks.
     """
 
     @property
@@ -31,7 +33,7 @@ class TrainingLoss(Protocol):
 
 
 class CustomLoss(nn.Module):
-    """Wraps a plain loss module: one term, averaged over the batches of an accumulation window."""
+    """Wraps a plain loss module: one term, averaged over the batches of an accumulation window and over the ranks."""
 
     inexact_under_accumulation = (
         "the given loss is averaged over the batches of an accumulation window, each with the same weight"
@@ -53,9 +55,23 @@ class CustomLoss(nn.Module):
         """Return the number of batches of the window."""
         return len(list(targets))
 
-    def terms(self, logits: Any, target: Tensor, *, normalizer: int | None = None) -> dict[str, Tensor]:
-        """Return the loss as the `total`."""
-        return {"total": self(logits, target) / (normalizer or 1)}
+    def terms(
+        self,
+        logits: Any,
+        target: Tensor,
+        *,
+        normalizer: int | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss as the `total`: with `reduce` its mean over the ranks, with this rank's gradient.
+
+        The mean of the ranks' gradients, which DDP takes, is then that of the mean.
+        """
+        value = self(logits, target) / (normalizer or 1)
+        if reduce is None:
+            return {"total": value}
+        own = value.detach()
+        return {"total": value - own + reduce(own) / world_size()}
 
     def set_progress(self, step: int, epoch: float) -> None:
         """Tell a loss that wants to know how far training is."""

@@ -16,7 +16,9 @@ from segtrain.console import progress
 from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
+from segtrain.distributed import gather_objects, rank, sum_over_ranks, world_size
 from segtrain.engine.predict import Predictor, resize_logits
+from segtrain.engine.ranks import agreed
 from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.metrics import ConfusionMatrix, MultiLabelConfusion, compute_scores
@@ -68,6 +70,9 @@ def evaluate(
 ) -> Evaluation:
     """Predict a split and compare it with its masks, at the size of the masks.
 
+    In a process group every rank must call it: each evaluates its share of the images, and all get the whole result,
+    the same numbers as one process gets. A failure on one rank is one on all.
+
     Args:
         model: normalised floats [N, C, H, W] -> logits [N, K, H, W]; every module's train/eval mode is as before
             at the end.
@@ -80,9 +85,9 @@ def evaluate(
             are for images whose logits do not fit on the device whole.
         device: default: where the model is. The model is moved there, and stays.
         workers: processes that read images; default: config.data.workers.
-        on_image: called for each image, in order of the data, with (index, image as the model saw it [C, H, W],
-            target [h, w], prediction [h, w]), all on the CPU; where classes do not exclude each other (config.data.
-            multi_label), target and prediction are [K, h, w] of 0, 1 and ignore_index.
+        on_image: called for each image (of this rank's share), in order of the data, with (index, image as the model
+            saw it [C, H, W], target [h, w], prediction [h, w]), all on the CPU; where classes do not exclude each other
+            (config.data.multi_label), target and prediction are [K, h, w] of 0, 1 and ignore_index.
         thresholds: {class name: threshold} that were chosen on val: evaluate.tune_thresholds needs them.
         tuner: counts from which thresholds can be chosen; this evaluation then is at evaluate.threshold.
     """
@@ -102,15 +107,20 @@ def evaluate(
     mean_loss = None if loss is None or predictor.tile else _MeanLoss(loss, config.data.ignore_index)
     watchers = [watcher for watcher in (mean_loss, tuner) if watcher is not None]
     num_workers = config.data.workers if workers is None else workers
-    loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers)
-    shown = progress(f"evaluating {split}", len(data)) if show_progress else nullcontext(lambda count: None)
-    with closing(loader), evaluation_mode(model), torch.no_grad(), shown as advance:
+    share = range(rank(), len(data), world_size())
+    loader = build_eval_loader(data, batch_size=config.evaluate.batch_size, workers=num_workers, indices=share)
+    is_shown = show_progress and rank() == 0
+    shown = progress(f"evaluating {split}", len(share)) if is_shown else nullcontext(lambda count: None)
+    with agreed(), closing(loader), evaluation_mode(model), torch.no_grad(), shown as advance:
         for items in loader:
             for item, prediction in zip(items, _count(predictor, items, confusion, watchers), strict=True):
                 if on_image is not None:
                     on_image(int(item["index"]), item["image"], item["target"], prediction)
             advance(len(items))
     mean = None if mean_loss is None else mean_loss.value()
+    confusion = _of_all_ranks(confusion)
+    if tuner is not None:
+        tuner.counts = torch.from_numpy(sum_over_ranks(tuner.counts.numpy()))
     return _evaluation(config, confusion, predictor, split=split, loss=mean, frequencies=frequencies)
 
 
@@ -118,6 +128,16 @@ def make_confusion(config: Config) -> Confusion:
     """Return the counts, empty, that fit the labels of config.data."""
     kind = MultiLabelConfusion if config.data.multi_label else ConfusionMatrix
     return kind(len(config.data.classes), ignore_index=config.data.ignore_index)
+
+
+def _of_all_ranks(confusion: Confusion) -> Confusion:
+    """Return the counts of all ranks together."""
+    matrix, images = confusion.matrix, confusion.images
+    own = torch.cat([matrix.flatten(), images, torch.tensor([confusion.num_images])])
+    whole = torch.from_numpy(sum_over_ranks(own.numpy()))
+    cells, held, number = torch.split(whole, [matrix.numel(), len(images), 1])
+    state = {"matrix": cells.view(matrix.shape).tolist(), "images": held.tolist(), "num_images": int(number)}
+    return type(confusion).from_state({"ignore_index": confusion.ignore_index, **state})
 
 
 def _normalize(
@@ -175,22 +195,33 @@ class _Watcher(Protocol):
 
 
 class _MeanLoss:
-    """Mean of a loss over images, each weighted by its valid pixels."""
+    """Mean of a loss over images, each weighted by its valid pixels.
+
+    The sum is exact until its end (fsum), so that it does not depend on which rank saw which image.
+    """
 
     def __init__(self, loss: Callable[..., Tensor], ignore_index: int) -> None:
         self._loss = loss
         self._ignore_index = ignore_index
-        self._sum = 0.0
+        self._parts: list[float] = []
         self._pixels = 0
 
     def add(self, logits: Tensor | CoarseLogits, target: Tensor) -> None:
         pixels = int((target != self._ignore_index).sum())
         if pixels:
-            self._sum += float(self._loss(logits, target)) * pixels
+            self._parts.append(float(self._loss(logits, target)) * pixels)
             self._pixels += pixels
 
     def value(self) -> float:
-        return self._sum / self._pixels if self._pixels else math.nan
+        """Return the mean over the images of all ranks, each of which must ask."""
+        seen = gather_objects((self._parts, self._pixels))
+        pixels = sum(one[1] for one in seen)
+        return _sum([part for one in seen for part in one[0]]) / pixels if pixels else math.nan
+
+
+def _sum(values: Sequence[float]) -> float:
+    finite = all(math.isfinite(value) for value in values)  # fsum refuses infinities of both signs
+    return math.fsum(values) if finite else sum(values)
 
 
 def _count(

@@ -21,7 +21,7 @@ from segtrain.data.labels import count_labels
 from segtrain.data.masks import histogram
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.data.schemes import Scheme
-from segtrain.distributed import sum_over_ranks
+from segtrain.distributed import rank, sum_over_ranks
 
 Counts = NDArray[np.int64]
 
@@ -130,14 +130,15 @@ class Exposure:
         return "\n".join([head, *_rows(self.data.class_names, self.natural, columns)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        return {"epoch": self.epoch.tolist(), "past": self.past.tolist()}
+        """Return plain values of all ranks for a checkpoint; every rank must ask."""
+        return {"epoch": sum_over_ranks(self.epoch).tolist(), "past": self.past.tolist()}
 
     def load(self, values: Mapping[str, Any] | None, *, batch: int) -> None:
         """Go on from what `to_dict` returned, at `batch` of an epoch; from an older checkpoint, count from here on."""
         self.num_batches = batch
         if values is not None:
-            self.epoch[:], self.past[:] = values["epoch"], values["past"]
+            # what all ranks saw goes on with the first: only sums over the ranks are ever shown
+            self.epoch[:], self.past[:] = values["epoch"] if rank() == 0 else 0, values["past"]
 
 
 def expected_table(

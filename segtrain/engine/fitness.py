@@ -5,7 +5,8 @@ from __future__ import annotations
 from segtrain.config import Config
 from segtrain.config.loss import LossConfig
 from segtrain.data.dataset import TrainDataset
-from segtrain.engine.custom_loss import TrainingLoss
+from segtrain.distributed import world_size
+from segtrain.engine.custom_loss import CustomLoss, TrainingLoss
 from segtrain.errors import ConfigError
 
 
@@ -82,6 +83,16 @@ def activation_note(section: LossConfig | None) -> str | None:
         "loss.activation: sigmoid learns each class against all others; the masks hold one class for each pixel, and "
         "the class of the largest logit is predicted"
     )
+
+
+def ranks_note(loss: object) -> str | None:
+    """Return in a line what several ranks do not do as one process with their batches would, None where all agrees."""
+    if world_size() == 1:
+        return None
+    if isinstance(loss, CustomLoss):
+        return "the given loss is averaged over the ranks, each with the same weight"
+    apart = getattr(loss, "inexact_with_rest", None)
+    return None if apart is None else f"on each rank by itself: {apart}"
 
 
 def accumulation_note(config: Config, loss: TrainingLoss) -> str | None:

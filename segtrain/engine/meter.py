@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtrain.distributed import mean_over_ranks, world_size
+
 
 class Meter:
     """Means of the loss parts, images per second and the share of waiting, since the last restart."""
 
     def __init__(self) -> None:
-        self.num_non_finite = 0
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything but the count of steps in a row that were not finite."""
+        """Forget everything."""
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
         self.restart_clock()
@@ -30,28 +31,31 @@ class Meter:
         self._start = time.perf_counter()
 
     def add(self, values: dict[str, Tensor], *, num_images: int, waited: float) -> None:
-        """Take in one step: its detached values, images, and the seconds waited for its data."""
+        """Take in one step: its detached values, images of this rank, and the seconds waited for its data."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._num_steps += 1
         self._num_images += num_images
         self._waited += waited
-        finite = bool(torch.isfinite(values["grad_norm"]) & torch.isfinite(values["loss"]))
-        self.num_non_finite = 0 if finite else self.num_non_finite + 1
 
     def values(self) -> dict[str, float]:
-        """Return the means, images_per_second and data_wait (0 to 1)."""
+        """Return the means, images_per_second of all ranks and data_wait (0 to 1, mean over them); every rank must ask.
+
+        Waits for the device, once.
+        """
+        sums = torch.stack([value.double() for value in self._sums.values()]).tolist() if self._sums else []
+        means = {name: value / self._num_steps for name, value in zip(self._sums, sums, strict=True)}
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        means = {name: float(value) / self._num_steps for name, value in self._sums.items()}
-        return means | {"images_per_second": self._num_images / seconds, "data_wait": self._waited / seconds}
+        speed = torch.tensor([self._num_images / seconds, self._waited / seconds], dtype=torch.float64)
+        speed = mean_over_ranks(speed)
+        return means | {"images_per_second": float(speed[0]) * world_size(), "data_wait": float(speed[1])}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on between two log lines, as tensors and plain values; nothing of the clock."""
         sums = {name: value.detach().cpu() for name, value in self._sums.items()}
-        return {"sums": sums, "num_steps": self._num_steps, "num_non_finite": self.num_non_finite}
+        return {"sums": sums, "num_steps": self._num_steps}
 
     def load(self, values: Mapping[str, Any], device: torch.device) -> None:
         """Go on from what `to_dict` returned."""
         self._sums = {name: value.to(device) for name, value in values["sums"].items()}
         self._num_steps = values["num_steps"]
-        self.num_non_finite = values["num_non_finite"]

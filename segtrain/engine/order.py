@@ -12,9 +12,11 @@ from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.data.schemes import build_scheme
+from segtrain.distributed import rank, world_size
 from segtrain.engine.exposure import expected_table, realised_table, sampling_warnings
 from segtrain.engine.folder import run_folder
 from segtrain.engine.realised import corrects_twice, realised_frequencies, wants_realised
+from segtrain.errors import ConfigError
 
 
 def build_sampler(
@@ -29,7 +31,15 @@ def build_sampler(
         seed=config.seed,
         scheme=scheme,
         epoch_samples=data.sampling.epoch_samples,
+        rank=rank(),
+        world_size=world_size(),
     )
+    if world_size() > 1 and sampler.batch_size < config.train.batch_size:
+        raise ConfigError(
+            f"an epoch of {sampler.epoch_samples} training images does not fill one batch of {config.train.batch_size} "
+            f"on each of {world_size()} ranks: lower train.batch_size (a step sees batch_size × ranks images), use "
+            "fewer ranks, or raise data.sampling.epoch_samples"
+        )
     text = expected_table(scheme, counts, natural, data=data, epoch_samples=sampler.epoch_samples)
     if text:
         say(console, text)

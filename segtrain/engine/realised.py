@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from segtrain.config import Config, config_to_dict
 from segtrain.config.data import DataConfig
@@ -18,7 +19,7 @@ from segtrain.data.dataset import Item, TrainDataset
 from segtrain.data.frequencies import frequencies_of
 from segtrain.data.loader import Loader
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.distributed import sum_over_ranks
+from segtrain.distributed import gather_objects, rank, sum_over_ranks, world_size
 from segtrain.engine.exposure import count_targets
 from segtrain.errors import SegtrainError
 
@@ -75,7 +76,8 @@ def realised_frequencies(
         folder: of the run; see `save_realised`.
     """
     known = _load(folder / FILE, _key(config, train))
-    if known is not None:
+    # the folder may be seen by some ranks alone, and counting takes all of them
+    if all(gather_objects(known is not None)) and known is not None:
         return known
     sampler.set_position(0)
     loader: Loader[NDArray[np.int64]] = Loader(
@@ -83,7 +85,8 @@ def realised_frequencies(
     )
     rows: list[NDArray[np.int64]] = []
     try:
-        with progress("count an epoch of training targets", len(sampler)) as advance:
+        console = None if rank() == 0 else Console(quiet=True)
+        with progress("count an epoch of training targets", len(sampler), console=console) as advance:
             for batch in loader:
                 rows.append(batch)
                 advance(1)
@@ -136,7 +139,9 @@ def _key(config: Config, train: TrainDataset) -> str:
     plain = config_to_dict(config)
     data = {key: value for key, value in plain["data"].items() if key not in ("workers", "cache")}
     counts = np.zeros(len(train)) if train.counts is None else np.ascontiguousarray(train.counts)
-    settings = json.dumps([data, plain["seed"], plain["train"]["batch_size"]], sort_keys=True, default=str)
+    settings = json.dumps(
+        [data, plain["seed"], plain["train"]["batch_size"] * world_size()], sort_keys=True, default=str
+    )
     return hashlib.sha256(settings.encode() + counts.tobytes()).hexdigest()
 
 

@@ -10,19 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.parallel import DistributedDataParallel
 
 from segtrain.config import Config
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.loader import Loader
 from segtrain.data.sampling import TrainBatchSampler
+from segtrain.distributed import gather_objects, rank, world_size
+from segtrain.engine.average import WeightAverage
+from segtrain.engine.buffers import Buffers
 from segtrain.engine.checkpoint import FOLDER, describe_run, load_weights
 from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.exposure import Exposure
+from segtrain.engine.guard import Guard
 from segtrain.engine.meter import Meter
 from segtrain.engine.phases import Phases
-from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
+from segtrain.engine.state import Schedule, TrainState, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
 from segtrain.engine.telemetry import Telemetry
 from segtrain.engine.thresholds import TunedThresholds
@@ -43,6 +47,8 @@ class Run:
     `measures_loss` is false where evaluations have no loss to measure, as distillation is all there is.
     `custom_model` is the name of the class of a model that was given in code, None for one from `config.model`.
     `thresholds` are those that the last evaluation chose on val, None without evaluate.tune_thresholds.
+    `forward` is the model as a step calls it: `replicas` where there are several ranks, compiled where that is wanted.
+    `buffers` are those of the model. `guard` counts the steps that were left out.
     `phases` is told what each step is at: nothing is measured until something else is put there.
     `meter` adds up what the next log line tells. `saved` is the state in last.pt: step and evaluated step.
     """
@@ -58,7 +64,9 @@ class Run:
     measures_loss: bool
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
+    ema: WeightAverage | None
+    replicas: DistributedDataParallel | None
+    buffers: Buffers
     train_data: TrainDataset
     val_data: EvalDataset
     sampler: TrainBatchSampler
@@ -73,6 +81,7 @@ class Run:
     validation_images: ValidationImages
     thresholds: TunedThresholds | None = None
     phases: Phases = field(default_factory=Phases)
+    guard: Guard = field(default_factory=Guard)
     meter: Meter = field(default_factory=Meter)
     saved: tuple[int, int] | None = None
 
@@ -99,24 +108,35 @@ class Run:
             return self.loss(logits, target)
         return self.loss(logits, target, teacher_logits=logits)
 
+    def settle(self) -> None:
+        """Bring the count of steps that were left out up to date; waits for the device, and raises as `Guard.fetch`."""
+        self.state.skipped_steps += self.guard.fetch(self.train_data.samples, folder=self.folder / FOLDER)
+
     def best_payload(self, scores: Mapping[str, float], *, support: Mapping[str, int]) -> dict[str, Any]:
         """Return what `best.pt` holds: the weights whose results count, these results, and of each class its pixels."""
         results = {"scores": dict(scores), "support": dict(support)}
         return self._description() | {"model": self.evaluated_model().state_dict()} | results
 
     def resume_payload(self) -> dict[str, Any]:
-        """Return what `last.pt` holds: all that `restore` needs."""
-        training = {
-            "state": self.state.to_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
-            "num_samples": len(self.train_data),
-            "exposure": self.exposure.to_dict(),
-            "meter": self.meter.to_dict(),
+        """Return what `last.pt` holds: all that `restore` needs. Every rank must call it, as each gives its part."""
+        own = {
             "telemetry": None if self.telemetry is None else self.telemetry.to_dict(),
             "rng": rng_state(self.device),
         }
+        training: dict[str, Any] = {
+            "state": self.state.to_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "num_averaged": 0 if self.ema is None else int(self.ema.num_averaged),
+            "num_samples": len(self.train_data),
+            "exposure": self.exposure.to_dict(),
+            "world_size": world_size(),
+            "meter": self.meter.to_dict(),
+            "non_finite_in_a_row": self.guard.in_a_row,
+            **own,
+        }
+        if world_size() > 1:
+            training["ranks"] = gather_objects(own)
         averaged = None if self.ema is None else self.ema.module.state_dict()
         return self._description() | {"model": self.model.state_dict(), "ema": averaged, "training": training}
 
@@ -125,8 +145,10 @@ class Run:
         training = payload["training"]
         if training.get("meter") is not None:
             self.meter.load(training["meter"], self.device)
-        if self.telemetry is not None and training.get("telemetry") is not None:
-            self.telemetry.load(training["telemetry"], self.device)
+        self.guard.in_a_row = training.get("non_finite_in_a_row", 0)
+        telemetry = part_of_rank(training).get("telemetry")
+        if self.telemetry is not None and telemetry is not None:
+            self.telemetry.load(telemetry, self.device)
         if payload.get("thresholds") is not None:
             self.thresholds = TunedThresholds.from_dict(payload["thresholds"])
 
@@ -170,19 +192,27 @@ def restore(
     restore_optimizer(optimizer, training["optimizer"])
     if scaler.is_enabled() and training["scaler"]:
         scaler.load_state_dict(training["scaler"])
-    set_rng_state(training["rng"], device)
+    part = part_of_rank(training)
+    if "rng" in part:
+        set_rng_state(part["rng"], device)
     state = TrainState.from_dict(training["state"])
     if not has_best:
         state.best_step, state.best_value = -1, math.nan
     return state
 
 
-def make_average(model: nn.Module, decay: float | None, payload: Mapping[str, Any] | None) -> AveragedModel | None:
+def part_of_rank(training: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a checkpoint holds of this rank alone; empty where there were more or fewer ranks then."""
+    parts = training.get("ranks", [training])
+    return parts[rank()] if len(parts) == world_size() else {}
+
+
+def make_average(model: nn.Module, decay: float | None, payload: Mapping[str, Any] | None) -> WeightAverage | None:
     """Return the averaged model where there is a decay: as in the checkpoint, or else starting from `model`."""
     if decay is None:
         return None
-    averaged = average_model(model, decay)
+    averaged = WeightAverage(model, decay)
     if payload is not None and payload["ema"] is not None:
         load_weights(averaged.module, payload["ema"], path=Path("last.pt"))
-        averaged.n_averaged.fill_(payload["training"]["num_averaged"])
+        averaged.num_averaged.fill_(payload["training"]["num_averaged"])
     return averaged

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from segtrain.distributed import rank
 from segtrain.engine.checkpoint import save_checkpoint
+from segtrain.engine.ranks import agreed
 from segtrain.engine.rotation import rotate
 from segtrain.engine.run import Run
 
@@ -12,21 +14,28 @@ from segtrain.engine.run import Run
 def save_last(run: Run) -> None:
     """Write all that the run needs to go on, unless the checkpoint on the disk holds this very state.
 
-    What was reported up to here reaches the disk first: a run that goes on from this checkpoint repeats none of it.
+    Every rank must call it, and gives its part; the first one writes, and where that fails all ranks end. What was
+    reported up to here reaches the disk first: a run that goes on from this checkpoint repeats none of it.
 
     Raises:
         CheckpointError: it could not be written; the one before it is untouched.
-        SegtrainError: the logs could not be written.
+        SegtrainError: the logs could not be written, or too many steps in a row were not finite.
     """
+    run.settle()
     state = (run.state.step, run.state.evaluated_step)
     if run.saved == state:
         return
-    run.tracker.flush()
-    save_checkpoint(run.last_path, run.resume_payload())
+    payload = run.resume_payload()
+    with agreed():
+        if rank() == 0:
+            run.tracker.flush()
+            save_checkpoint(run.last_path, payload)
+            rotate(run.last_path, step=run.state.step, keep_last=run.config.train.keep_last)
     run.saved = state
-    rotate(run.last_path, step=run.state.step, keep_last=run.config.train.keep_last)
 
 
 def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:
-    """Write the weights whose results count, with these results; raises CheckpointError as `save_checkpoint` does."""
-    save_checkpoint(run.best_path, run.best_payload(scores, support=support))
+    """Write the weights whose results count, with these results; ranks and errors as in `save_last`."""
+    with agreed():
+        if rank() == 0:
+            save_checkpoint(run.best_path, run.best_payload(scores, support=support))

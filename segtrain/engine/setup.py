@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from textwrap import indent
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from segtrain.config import Config, dump_config
-from segtrain.config.loss import LossConfig
+from segtrain.config import Config
 from segtrain.console import say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.given import MapDataset
 from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.engine.changes import changed_settings, rate_change
-from segtrain.engine.custom_loss import TrainingLoss, as_training_loss
-from segtrain.engine.device import autocast, select_device
+from segtrain.distributed import rank
+from segtrain.engine.announce import announce
+from segtrain.engine.average import WeightAverage
+from segtrain.engine.buffers import Buffers
+from segtrain.engine.checkpoint import FOLDER
+from segtrain.engine.device import autocast
 from segtrain.engine.exposure import Exposure
-from segtrain.engine.fitness import (
-    accumulation_note,
-    activation_note,
-    check_accumulation,
-    check_loss_section,
-    uses_labels,
-)
-from segtrain.engine.folder import find_resume, holds_best, make_run_folder, run_folder
+from segtrain.engine.fitness import check_accumulation, check_loss_section, uses_labels
+from segtrain.engine.folder import find_resume, flat_settings, holds_best, make_run_folder, run_folder
 from segtrain.engine.monitor import check_metric_name
-from segtrain.engine.order import build_sampler, count_realised
+from segtrain.engine.order import build_sampler
+from segtrain.engine.parts import loss_section, make_loss, make_model, make_replicas, seed_rank, training_loss
 from segtrain.engine.profile import make_phases
+from segtrain.engine.ranks import agreed, check_alike, from_first, rank_device
 from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.run_data import RunData
 from segtrain.engine.state import Schedule, TrainState
-from segtrain.engine.teacher import check_sight, load_teacher, size_note
+from segtrain.engine.teacher import check_sight, load_teacher
 from segtrain.engine.telemetry import Telemetry
 from segtrain.errors import ConfigError
-from segtrain.losses import SegmentationLoss, build_loss, resolve_auto
-from segtrain.models import Normalize, build_model
+from segtrain.models import Normalize
 from segtrain.optim import build_optimizer, check_schedule
-from segtrain.tracking import Tracker
+from segtrain.tracking import SilentTracker, Tracker
+
+# what may differ between the machines of a run
+OWN_TO_A_MACHINE = ("data.root", "data.workers", "data.cache", "data.prefetch", "output", "train.rank_timeout_seconds")
 
 
 def prepare(
@@ -62,70 +63,46 @@ def prepare(
 
     Nothing is deleted or written before all else has been checked.
     """
-    device = select_device(config.device)
+    device = rank_device(config.device)
     _check_settings(config, device)
-    section = _loss_section(config, loss)
+    section = loss_section(config, loss)
     check_loss_section(config, section, custom_model=model is not None)
     tell = partial(say, console, style="yellow")
     payload = find_resume(config, tell=tell)
     teacher = None if section is None else load_teacher(config, section, device=device)
     data = RunData.check(config, train_data, val_data, console=console)
+    _check_ranks(config, data, payload)
     sampler = build_sampler(config, data.train_counts, data.frequencies, console)
-    realised = None
-    if loss is None:
-        config = _resolve_loss(config, data.frequencies, console)
-        realised = count_realised(config, data.train, data.frequencies, sampler, console)
-        loss = _build_loss(config, data.frequencies, realised, console)
-    training_loss = cast(TrainingLoss, as_training_loss(loss).to(device))
-    check_accumulation(config, training_loss)
+    config, loss, realised = make_loss(config, loss, data, sampler, console)
+    loop_loss = training_loss(loss, device)
+    check_accumulation(config, loop_loss)
     data = data.with_maps(config, getattr(loss, "distance_classes", None), given=isinstance(train_data, TrainDataset))
     if teacher is not None:
         check_sight(teacher, data.train[0, 0]["image"].to(device))
-    torch.manual_seed(config.seed)
     custom_model = None if model is None else type(model).__name__
-    if model is None:
-        model = _build_model(config, data.frequencies, console=console, load_weights=payload is None)
-    model = _place(model, config, device)
+    model = make_model(config, model, data, device=device, console=console, fresh=payload is None)
+    learner = _learner(config, model, device, payload=payload, num_samples=len(data.train), tell=tell)
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
-    optimizer = build_optimizer(model, config.optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-    state = TrainState()
     exposure = Exposure(config.data, data.frequencies, sampler)
     if payload is not None:
-        state = restore(
-            payload,
-            model=model,
-            optimizer=optimizer,
-            scaler=scaler,
-            num_samples=len(data.train),
-            has_best=holds_best(config, payload, tell=tell),
-            device=device,
-        )
-        exposure.load(payload["training"].get("exposure"), batch=schedule.position(state.step)[1])
+        exposure.load(payload["training"].get("exposure"), batch=schedule.position(learner.state.step)[1])
     phases = make_phases(
         config.train.profile,
         run_folder(config),
         device=device,
-        steps=range(state.step, schedule.total_steps),
+        steps=range(learner.state.step, schedule.total_steps),
         tell=partial(say, console),
     )
-    folder = make_run_folder(config, fresh=payload is None)
-    if realised is not None:
-        save_realised(realised, config, data.train, folder=folder)
+    folder = _make_folder(config, data, realised, fresh=payload is None)
     run = Run(
         config=config,
         folder=folder,
         device=device,
-        model=model,
-        forward=torch.compile(model) if config.train.compile else model,
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(device),
-        loss=training_loss,
+        loss=loop_loss,
         teacher=teacher,
         measures_loss=section is None or uses_labels(section),
-        optimizer=optimizer,
-        scaler=scaler,
-        ema=make_average(model, config.train.ema, payload),
         train_data=data.train,
         val_data=data.val,
         sampler=sampler,
@@ -133,22 +110,96 @@ def prepare(
         frequencies=data.frequencies,
         exposure=exposure,
         schedule=schedule,
-        state=state,
         validation_images=data.validation_images(config),
         custom_model=custom_model,
         telemetry=_telemetry(config, schedule),
         phases=phases,
-        tracker=Tracker(folder, start_step=state.step, again=() if state.evaluated_step == state.step else ("val",)),
+        tracker=_tracker(folder, learner.state),
+        **vars(learner),
     )
     if payload is not None:
         run.restore_reports(payload)
-    _announce(run, payload, console)
+    announce(run, payload, console)
     return run
 
 
-def _place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if config.train.channels_last else model
+@dataclass(frozen=True)
+class _Learner:
+    """What learns, as fields of Run."""
+
+    model: nn.Module
+    replicas: DistributedDataParallel | None
+    forward: Callable[[Tensor], Tensor | Sequence[Tensor]]
+    buffers: Buffers
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: WeightAverage | None
+    state: TrainState
+
+
+def _learner(
+    config: Config,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    payload: Mapping[str, Any] | None,
+    num_samples: int,
+    tell: Callable[[str], object],
+) -> _Learner:
+    """Make the optimizer and all that holds a state, alike on all ranks, as in the checkpoint where there is one."""
+    optimizer = build_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+    seed_rank(config.seed, step=0 if payload is None else payload["step"])
+    state = TrainState()
+    if payload is not None:
+        state = restore(
+            payload,
+            model=model,
+            optimizer=optimizer,
+            scaler=scaler,
+            num_samples=num_samples,
+            has_best=from_first(holds_best(config, payload, tell=tell)),
+            device=device,
+        )
+    replicas = make_replicas(model)
+    called = model if replicas is None else replicas
+    return _Learner(
+        model=model,
+        replicas=replicas,
+        forward=torch.compile(called) if config.train.compile else called,
+        buffers=Buffers(model),
+        optimizer=optimizer,
+        scaler=scaler,
+        ema=make_average(model, config.train.ema, payload),
+        state=state,
+    )
+
+
+def _check_ranks(config: Config, data: RunData, payload: Mapping[str, Any] | None) -> None:
+    """Refuse ranks that would do different things; what lies elsewhere on another machine may."""
+    settings = {key: value for key, value in flat_settings(config).items() if key not in OWN_TO_A_MACHINE}
+    found = {
+        "the number of training images": len(data.train),
+        "the number of validation images": len(data.val),
+        "the step of the checkpoint to go on from": None if payload is None else payload["step"],
+    }
+    check_alike(found | settings)
+
+
+def _make_folder(config: Config, data: RunData, realised: ClassFrequencies | None, *, fresh: bool) -> Path:
+    """Make the run's folder on the first rank, now that all have looked at what it held."""
+    with agreed():
+        if rank() == 0:
+            folder = make_run_folder(config, fresh=fresh)
+            if realised is not None:
+                save_realised(realised, config, data.train, folder=folder)
+    return run_folder(config)
+
+
+def _tracker(folder: Path, state: TrainState) -> Tracker:
+    if rank() != 0:
+        return SilentTracker()
+    return Tracker(folder, start_step=state.step, again=() if state.evaluated_step == state.step else ("val",))
 
 
 def _loader(
@@ -178,80 +229,3 @@ def _check_settings(config: Config, device: torch.device) -> None:
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
     if config.train.compile and device.type == "cpu" and not has_compiler:
         raise ConfigError("train.compile on a CPU needs a C++ compiler (g++ or clang++), and none is on the PATH")
-
-
-def _loss_section(config: Config, loss: nn.Module | None) -> LossConfig | None:
-    """Return the section of the loss that trains, None where it is yet to be chosen or not one of ours."""
-    if loss is not None:
-        return loss.config if isinstance(loss, SegmentationLoss) else None
-    return None if config.loss == "auto" else config.loss
-
-
-def _resolve_loss(config: Config, frequencies: ClassFrequencies, console: Console) -> Config:
-    """Replace `loss: auto` by the section that it stands for, and print that."""
-    if config.loss != "auto":
-        return config
-    section = resolve_auto(frequencies)
-    say(console, "loss: auto stands for\n\nloss:")
-    say(console, indent(dump_config(section), "  "))
-    return config.model_copy(update={"loss": section})
-
-
-def _build_loss(
-    config: Config, frequencies: ClassFrequencies, realised: ClassFrequencies | None, console: Console
-) -> nn.Module:
-    assert config.loss != "auto"
-    data = config.data
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        loss = build_loss(
-            config.loss,
-            num_classes=len(data.classes),
-            ignore_index=data.ignore_index,
-            frequencies=frequencies,
-            class_names=data.class_names,
-            realised=realised,
-        )
-    for warning in caught:
-        say(console, f"warning: {warning.message}", style="yellow")
-    say(console, loss.describe())
-    return loss
-
-
-def _build_model(config: Config, frequencies: ClassFrequencies, *, console: Console, load_weights: bool) -> nn.Module:
-    model = build_model(
-        config.model,
-        len(config.data.classes),
-        frequencies=frequencies,
-        load_weights=load_weights,
-        coarse=config.fused_upsample,
-    )
-    for line in model.init_report:
-        say(console, f"weights: {line}")
-    return model
-
-
-def _announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> None:
-    """Print what is about to happen in a few lines."""
-    config, schedule = run.config, run.schedule
-    millions = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
-    model = run.custom_model or f"{config.model.arch}/{config.model.encoder}"
-    say(console, f"{config.name}: {model}, {millions:.2f} M parameters, on {run.device}")
-    num_images = run.sampler.batch_size * schedule.accumulate
-    length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
-    say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
-    if run.teacher is not None:
-        say(console, f"teacher: {run.teacher.path}")
-    for note in (
-        None if config.data.multi_label else activation_note(_loss_section(config, cast(nn.Module, run.loss))),
-        accumulation_note(config, run.loss),
-        None if run.teacher is None else size_note(run.teacher, config),
-    ):
-        if note is not None:
-            say(console, f"note: {note}")
-    if payload is None:
-        return
-    say(console, f"going on from step {run.state.step} of {schedule.total_steps}")
-    rates = rate_change(config, payload, batches_per_epoch=schedule.batches_per_epoch)
-    for change in [*changed_settings(config, payload), *([] if rates is None else [rates])]:
-        say(console, f"changed since then: {change}", style="yellow")

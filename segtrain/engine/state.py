@@ -1,17 +1,15 @@
-"""What changes while a run goes on: position, best result, averaged weights, random numbers."""
+"""What changes while a run goes on: position, best result, random numbers."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from segtrain.config import Config
 
@@ -90,25 +88,6 @@ class Schedule:
             return step % self.evaluate_every == 0
         whole = self.position(step)[0] // self.evaluate_every
         return whole > self.position(step - 1)[0] // self.evaluate_every
-
-
-def average_model(model: nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average of the weights and of BatchNorm's statistics.
-
-    The decay starts low, as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run does not
-    end near its random start. Integer buffers are copied.
-    """
-
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
-        weight = 1.0 - min(decay, (1 + count) / (10 + count))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new.to(old.dtype), weight)
-            else:
-                old.copy_(new)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtrain.distributed import mean_over_ranks
 from segtrain.kernels.confusion import confusion_update
 from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
@@ -86,12 +87,16 @@ class Telemetry:
     def values(self) -> dict[str, float]:
         """Return the numbers by name since the last call, and begin anew; waits for the device, once.
 
+        They are of all ranks, each of which must ask.
+
         `exposure/<class>`: the share of the class among the valid pixels. `class_loss/<class>`: the mean cross entropy
         of its pixels (focal loss where there is no cross entropy), of those that mining kept, as it is trained, with
         prior and margin. `iou/<class>` and `miou`: of the raw logits, of all batches since on a GPU with kernels, else
         of the step just made. NaN where the class was not there.
         """
-        found = torch.stack(list(self._sums.values())).cpu() if self._sums else torch.empty(0, len(self._names))
+        # shares of a mean are those of the sum
+        found = mean_over_ranks(torch.stack(list(self._sums.values()))) if self._sums else torch.empty(0)
+        found = found.cpu()
         sums = dict(zip(self._sums, found, strict=True))
         self._clear()
         values: dict[str, float] = {}

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from segtrain.config import Config
 from segtrain.console import make_console, say
 from segtrain.data.given import MapDataset
-from segtrain.engine.checkpoint import FOLDER, load_checkpoint, load_weights
+from segtrain.distributed import rank
+from segtrain.engine.checkpoint import load_checkpoint, load_weights
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
+from segtrain.engine.pulse import Pulse
+from segtrain.engine.ranks import agreed, broadcast_weights, from_first, rank_console, training_ranks
 from segtrain.engine.run import Run
 from segtrain.engine.saving import save_best, save_last
 from segtrain.engine.setup import prepare
@@ -33,7 +36,6 @@ from segtrain.engine.step import make_step
 from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.errors import SegtrainError
 
-NON_FINITE_IN_A_ROW = 10
 OUT_OF_MEMORY = (
     "out of memory: lower train.batch_size and raise train.accumulate by the same factor, use smaller crops or a "
     "smaller data.input_size, or train.precision=bf16; then go on with train.resume=auto"
@@ -83,50 +85,56 @@ def train(
             size, training transforms and normalisation of `config.data` apply as they do to files.
         console: where progress is shown; default: standard output.
 
+    Under torchrun each rank calls it alike, and gets the same result; see docs/distributed.md. A process group that is
+    there already is used and left as it is. The first rank alone writes and shows anything.
+
     Raises:
         ConfigError, DataError, CheckpointError: what the user can put right, before the first step.
-        SegtrainError: the loss stayed non-finite, memory ran out, or a log could not be written.
+        SegtrainError: the loss stayed non-finite, memory ran out, a log could not be written, or another rank failed.
     """
-    console = console or make_console()
-    with StopRequest() as stop:
+    with StopRequest() as stop, training_ranks(config):
+        console = rank_console(console or make_console())
         run = prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
         stop.hold()
+        times = config.train
+        pulse = Pulse(stop, save_every_seconds=times.save_every_seconds, timeout_seconds=times.rank_timeout_seconds)
         with run.tracker, closing(run.loader), closing(run.phases):
             try:
-                evaluation = _loop(run, stop, console) or _evaluate_best(run, stop)
+                evaluation = _loop(run, pulse, console) or _evaluate_best(run, pulse)
                 say(console, run.exposure.table())
             except torch.OutOfMemoryError as error:
                 raise SegtrainError(OUT_OF_MEMORY) from error
             except Interrupted:
                 say(console, f"stopped by a signal after step {run.state.step}; go on with train.resume=auto")
                 best = run.best_path if run.best_path.is_file() else None
-                return TrainResult(run.folder, best, None, run.state.step, stop.signal)
+                return TrainResult(run.folder, best, None, run.state.step, pulse.signal())
             means = {f"best/{key}": value for key, value in evaluation.scores.items() if "/" not in key}
             run.tracker.hparams(run.state.step, flat_settings(run.config), means)
     return TrainResult(run.folder, run.best_path, evaluation, run.state.step, None)
 
 
-def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
+def _loop(run: Run, pulse: Pulse, console: Console) -> Evaluation | None:
     """Step and evaluate until the end or early stopping; return the best evaluation seen here.
 
     Raises:
-        Interrupted: a signal came; the step that it came in is done, and the state saved.
+        Interrupted: a signal came, to any rank; all have done the same step, and the state is saved.
     """
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
     windows = _windows(run)
     meter = run.meter
-    saved = time.monotonic()
+    pulse.saved()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
-        while not stop.requested:
+        while not pulse.stops:
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
-                evaluation = _evaluate(run, stop, display)
+                evaluation = _evaluate(run, pulse, display)
                 meter.restart_clock()
-                saved = time.monotonic()
+                pulse.saved()
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
                 break
             run.phases.begin_step()
+            pulse.begin()
             waited = time.perf_counter()
             window = next(windows)
             waited = time.perf_counter() - waited
@@ -134,15 +142,14 @@ def _loop(run: Run, stop: StopRequest, console: Console) -> Evaluation | None:
             values = make_step(run, window)
             _report_exposure(run, counting)
             meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
-            if meter.num_non_finite >= NON_FINITE_IN_A_ROW:
-                raise SegtrainError(_non_finite_message(run, window))
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
                 _log(run, display)
             run.phases.end_step(waited=waited)
-            if time.monotonic() - saved >= run.config.train.save_every_seconds:
+            pulse.end()
+            if pulse.save_is_due:
                 save_last(run)
-                saved = time.monotonic()
-    if stop.requested:
+                pulse.saved()
+    if pulse.stops:
         save_last(run)
         raise Interrupted
     if state.step < schedule.total_steps:
@@ -172,12 +179,12 @@ def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
         epoch, batch = epoch + 1, 0
 
 
-def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
+def _evaluate(run: Run, pulse: Pulse, display: TrainDisplay) -> Evaluation:
     """Evaluate on `val`, log, warn about classes, keep the best checkpoint, save the last one."""
     state = run.state
     # an evaluation can take long, and a signal leaves it at once
     save_last(run)
-    evaluation = _evaluate_val(run, stop, step=state.step)
+    evaluation = _evaluate_val(run, pulse, step=state.step)
     state.evaluated_step = state.step
     scores = dict(evaluation.scores)
     if evaluation.loss is not None:
@@ -205,8 +212,10 @@ def _evaluate(run: Run, stop: StopRequest, display: TrainDisplay) -> Evaluation:
     return evaluation
 
 
-def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
+def _evaluate_val(run: Run, pulse: Pulse, *, step: int) -> Evaluation:
     """Evaluate the model as it is, with the loss weights of `step`; raises Interrupted once a signal has come.
+
+    Each rank evaluates its share of the images, and all get the whole result.
 
     With evaluate.tune_thresholds the scores are at evaluate.threshold all the same, so that no choice flatters them,
     and what would be best goes to `run.thresholds`.
@@ -216,7 +225,7 @@ def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
     tuner = ThresholdTuner(len(data.classes), data.ignore_index) if run.config.evaluate.tune_thresholds else None
 
     def on_image(index: int, image: Tensor, target: Tensor, prediction: Tensor) -> None:
-        stop.check()
+        pulse.check()
         run.validation_images.take(index, image, target, prediction)
 
     evaluation = evaluate(
@@ -234,18 +243,24 @@ def _evaluate_val(run: Run, stop: StopRequest, *, step: int) -> Evaluation:
     return evaluation
 
 
-def _evaluate_best(run: Run, stop: StopRequest) -> Evaluation:
+def _evaluate_best(run: Run, pulse: Pulse) -> Evaluation:
     """Evaluate the best checkpoint again: after a resume its evaluation is no longer at hand.
 
-    The run's own weights are gone then: they are in last.pt.
+    The run's own weights are gone then: they are in last.pt. The first rank reads, and gives the others the weights.
     """
-    path = run.best_path if run.best_path.is_file() else run.last_path
-    payload = load_checkpoint(path)
-    load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
-    return _evaluate_val(run, stop, step=payload["step"])
+    step = run.state.step
+    with agreed():
+        if rank() == 0:
+            path = run.best_path if run.best_path.is_file() else run.last_path
+            payload = load_checkpoint(path)
+            load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
+            step = payload["step"]
+    broadcast_weights(run.evaluated_model())
+    return _evaluate_val(run, pulse, step=from_first(step))
 
 
 def _log(run: Run, display: TrainDisplay) -> None:
+    run.settle()
     epoch = run.schedule.epoch(run.state.step)
     values = run.meter.values()
     for group in run.optimizer.param_groups:
@@ -256,12 +271,3 @@ def _log(run: Run, display: TrainDisplay) -> None:
     run.tracker.scalars(run.state.step, values, kind="train", epoch=epoch)
     display.update(run.state.step, epoch, values)
     run.meter.restart()
-
-
-def _non_finite_message(run: Run, window: list[dict[str, Any]]) -> str:
-    names = [run.train_data.samples[int(index)].name for batch in window for index in batch["index"]]
-    return (
-        f"the loss or its gradient was not finite in {NON_FINITE_IN_A_ROW} steps in a row, the last one step "
-        f"{run.state.step} with the images {', '.join(names)}. Lower optimizer.lr, set optimizer.clip_norm, use "
-        f"train.precision=fp32, and look at these images; the last good checkpoint is in {run.folder / FOLDER}"
-    )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segtrain.config import Config
+from segtrain.distributed import gather_objects
 from segtrain.drawing import class_palette, panel_of
 from segtrain.tracking import Tracker
 
@@ -64,7 +65,8 @@ class ValidationImages:
         )
 
     def log(self, tracker: Tracker, step: int) -> None:
-        """Hand the panels of this evaluation to the tracker."""
-        for index, picture in self._panels.items():
+        """Hand the panels of this evaluation, of all ranks, to the tracker; every rank must call it."""
+        panels = {index: picture for each in gather_objects(self._panels) for index, picture in each.items()}
+        for index, picture in sorted(panels.items()):
             tracker.image(step, f"val/{self._names[index]}", picture)
         self._panels.clear()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from segtrain.engine.state import Schedule, TrainState, average_model, rng_state, set_rng_state
+from segtrain.engine.average import WeightAverage
+from segtrain.engine.state import Schedule, TrainState, rng_state, set_rng_state
 
 
 def schedule(
@@ -49,14 +50,15 @@ def test_state_survives_a_round_trip() -> None:
 
 def test_the_average_covers_batchnorm_statistics_and_starts_near_the_current_weights() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
-    ema = average_model(model, 0.999)
-    ema.update_parameters(model)
+    ema = WeightAverage(model, 0.999)
+    kept = torch.tensor(False)
+    ema.update(model, leave_out=kept)
     with torch.no_grad():
         model[0].weight.fill_(1.0)
         model[1].running_mean.fill_(10.0)
         model[1].num_batches_tracked.fill_(7)
     start = ema.module[1].running_mean.item()
-    ema.update_parameters(model)
+    ema.update(model, leave_out=kept)
     # second update: decay min(0.999, 2 / 11)
     assert ema.module[1].running_mean.item() == pytest.approx(start + (10.0 - start) * (1 - 2 / 11))
     assert ema.module[1].num_batches_tracked.item() == 7
