@@ -48,7 +48,7 @@ def open_run(args: argparse.Namespace, *, overrides: Sequence[str] = ()) -> tupl
     from segtrain.config.schema import TileConfig
     from segtrain.engine.checkpoint import load_run
 
-    _refuse_without_effect(overrides)
+    refuse_without_effect(overrides)
     loaded = load_run(args.run, device=args.device, which=args.checkpoint, overrides=overrides)
     if args.tile is None:
         return loaded, loaded.config
@@ -61,7 +61,8 @@ def open_run(args: argparse.Namespace, *, overrides: Sequence[str] = ()) -> tupl
     return loaded, loaded.config.model_copy(update={"evaluate": section.model_copy(update={"tile": tile})})
 
 
-def _refuse_without_effect(overrides: Sequence[str]) -> None:
+def refuse_without_effect(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for overrides of settings that change nothing once a run is finished."""
     from segtrain.errors import ConfigError, listing
 
     keys = [text.partition("=")[0].strip() for text in overrides]

@@ -21,11 +21,13 @@ COMMANDS = {
     "visualize": "draw image, target, prediction and error where the rare classes fare worst",
     "compare": "put what several evaluated runs reach on each class into one table",
     "predict": "write masks and overlays for images of your own",
+    "export": "write a trained model as ONNX, as a program of torch, or as a folder to load in three lines",
     "prepare": "unpack an archive safely, and propose the data section for what is in it",
     "scan": "count the pixels and images of each class, and check the files",
     "split": "make train, val and test, or folds, that each hold their part of every class",
     "validate": "read every file of a data set and report all that is wrong, grouped by kind",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",
+    "find-lr": "try rising learning rates for some steps, draw the loss, and suggest one",
     "schema": "write the JSON Schema with which editors complete training files",
     "benchmark": "measure time and memory of the losses against other libraries",
     "doctor": "check this machine: versions, devices, disk, shared memory",
@@ -80,9 +82,10 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0]
     if command.startswith("-"):
         return _parse(parser, arguments)[1]
+    command = command.replace("_", "-")  # the names of doors and modules have no hyphens
     if command not in COMMANDS:
         raise ConfigError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}{suggest(command, COMMANDS)}")
-    module = importlib.import_module(f"segtrain.cli.{command}")
+    module = importlib.import_module(f"segtrain.cli.{command.replace('-', '_')}")
     return _run_command(command, module, arguments[1:])
 
 
