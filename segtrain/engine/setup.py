@@ -25,7 +25,6 @@ from segtrain.distributed import rank
 from segtrain.engine.announce import announce
 from segtrain.engine.average import WeightAverage
 from segtrain.engine.buffers import Buffers
-from segtrain.engine.checkpoint import FOLDER
 from segtrain.engine.device import autocast
 from segtrain.engine.exposure import Exposure
 from segtrain.engine.fitness import check_accumulation, check_loss_section, uses_labels
