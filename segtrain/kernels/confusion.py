@@ -90,7 +90,8 @@ def confusion_counts(
         if reason is None:
             from segtrain.kernels import triton_confusion
 
-            return triton_confusion.count(values, target, shift, covers, num_classes, ignore_index, with_prediction)
+            with torch.cuda.device(values.device):
+                return triton_confusion.count(values, target, shift, covers, num_classes, ignore_index, with_prediction)
         if values.is_cuda:
             warn_of_fallback(reason)
         return plain_counts(values, target, shift, covers, num_classes, ignore_index, with_prediction)

@@ -18,7 +18,9 @@ MOST_SUMS = (
 )
 BINARY_ELEMENTS = 512  # of a tile with sigmoid
 MOST_CLASSES = 1024  # beyond, a pixel's channels do not fit the registers of a program
-MOST_TILES = 4096  # of one program: float32 counts stay exact, and float32 sums accurate
+MOST_TILES = 512  # of one program: its float32 sums lose no more than some 1e-6, even of equal values
+MOST_IMAGES = 2**16 - 1  # of a grid
+MOST_PIXELS = 2**31 - 2**26  # of an image: places are int32, and a program's next tile may lie beyond the end
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,14 @@ def num_programs(launch: Launch, size: int, *, device: torch.device, shared_by: 
     num_tiles = -(-size // launch.block)
     wanted = -(-launch.programs * multiprocessors(device) // max(shared_by, 1))
     return max(min(wanted, num_tiles), -(-num_tiles // MOST_TILES), 1)
+
+
+def check_extent(images: int, pixels: int) -> None:
+    """Raise ValueError for batches that no launch covers."""
+    if images > MOST_IMAGES:
+        raise ValueError(f"a batch of {images} images is more than the {MOST_IMAGES} of one launch on a GPU: split it")
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"images of {pixels} pixels are more than the {MOST_PIXELS} of one launch on a GPU: cut them")
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -55,7 +55,7 @@ def pixel_of(d):
     e = tl.exp2(-tl.abs(d) * 1.4426950408889634)
     large, small = 1.0 / (1.0 + e), e / (1.0 + e)
     log1p = tl.where(e < 0.25, log1p_by(e / (2.0 + e)), tl.log2(1.0 + e) * 0.6931471805599453)
-    loss = tl.where(d > 0.0, d, 0.0 * d) + log1p
+    loss = tl.where(d <= 0.0, 0.0, d) + log1p  # of NaN NaN, and 0 of −∞
     return tl.where(d > 0.0, small, large), tl.where(d > 0.0, large, small), loss
 
 

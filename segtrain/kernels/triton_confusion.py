@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segtrain.kernels.confusion_cpu import class_dtype
+from segtrain.kernels.launch import check_extent, multiprocessors
 from segtrain.kernels.upsample import Size, taps
 
 BLOCK = 1024  # pixels of a tile
@@ -37,7 +38,7 @@ def largest_channel(
     index = tl.zeros(inside.shape, tl.int32)
     best = tl.full(inside.shape, float("-inf"), kind)
     for c in range(C):
-        channel = values + c * sc
+        channel = values + tl.cast(c, tl.int64) * sc
         value = tl.load(channel + top + left, mask=inside, other=0.0).to(kind)
         if ENLARGED:
             first = tl.load(channel + top + right, mask=inside, other=0.0).to(kind)
@@ -119,6 +120,7 @@ def count(
 ) -> tuple[Tensor, Tensor]:
     """Return what `segtrain::confusion_counts` does; nothing waits for the device."""
     height, width = target.shape[-2:]
+    check_extent(len(target), height * width)
     counts = torch.zeros(len(target), num_classes**2 + 2, dtype=torch.int64, device=values.device)
     is_logits = values.is_floating_point()
     prediction = torch.empty(
@@ -156,5 +158,4 @@ def _table(small: int, large: int, *, device: torch.device) -> tuple[Tensor, Ten
 
 def _programs(pixels: int, images: int, device: torch.device) -> int:
     """Return how many programs share an image: what fills the device."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-    return max(min(-(-pixels // BLOCK), -(-PROGRAMS * multiprocessors // images)), 1)
+    return max(min(-(-pixels // BLOCK), -(-PROGRAMS * multiprocessors(device) // images)), 1)

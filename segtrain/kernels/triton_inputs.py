@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels.confusion_cpu import class_dtype
-from segtrain.kernels.launch import Launch, num_programs
+from segtrain.kernels.launch import Launch, check_extent, num_programs
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.triton_pixel import GAMMAS, write_gammas
 
@@ -42,6 +42,7 @@ class Read:
     @classmethod
     def prepare(cls, inputs: Inputs, request: Request) -> Read:
         logits = inputs.logits
+        check_extent(len(logits), logits.shape[2] * logits.shape[3])
         if not (_pixels_side_by_side(logits) or classes_side_by_side(logits)):
             logits = logits.contiguous()
         return cls(

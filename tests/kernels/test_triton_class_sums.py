@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -173,6 +174,30 @@ def test_launches_are_tried_only_where_that_is_asked_for(monkeypatch: pytest.Mon
     assert not launch.TUNER.enabled
 
 
+def test_programs_share_an_image_so_that_their_sums_keep_their_digits() -> None:
+    device = torch.device("cpu")
+    choice = launch.columns(19, channels_last=False)
+    assert launch.num_programs(choice, 1, device=device) == 1
+    for size in (2**20, 2**30, launch.MOST_PIXELS):
+        programs = launch.num_programs(choice, size, device=device, shared_by=16)
+        assert programs * choice.block * launch.MOST_TILES >= size
+        equal = np.full(2 * launch.MOST_TILES, 0.1, np.float32)  # two pixels a tile and thread
+        assert np.cumsum(equal, dtype=np.float32)[-1] == pytest.approx(0.1 * len(equal), rel=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((2**16, 1, 1, 1), "65536 images"), ((1, 1, 2**16, 2**15), "pixels")])
+def test_batches_that_no_launch_covers_are_refused(shape: tuple[int, ...], message: str) -> None:
+    pytest.importorskip("triton")
+    from segtrain.kernels import triton_confusion, triton_softmax
+
+    logits = torch.zeros(1, dtype=torch.bfloat16).expand(shape)
+    target = torch.zeros(1, dtype=torch.uint8).expand((shape[0], *shape[2:]))
+    with pytest.raises(ValueError, match=message):
+        triton_softmax.forward(Inputs(logits, target), Request(("focal",), False, 255, (2.0,), 1.0))
+    with pytest.raises(ValueError, match=message):
+        triton_confusion.count(logits, target, None, (shape[2], shape[3]), 1, 255, False)
+
+
 def on_gpu(
     *, classes: int = 19, size: tuple[int, int] = (67, 91), dtype: torch.dtype = torch.float32, last: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -296,7 +321,7 @@ def test_images_beyond_two_billion_elements_are_summed_on_the_gpu(last: bool) ->
     sums = class_sums(logits, target, wanted=("cross_entropy",))
     assert sums.pixels.tolist() == [[height * 2**15, 0]]
     assert sums.cross_entropy is not None
-    assert sums.cross_entropy[0, 0].item() == pytest.approx(height * 2**15 * 0.6931471805599453, rel=1e-6)
+    assert sums.cross_entropy[0, 0].item() == pytest.approx(height * 2**15 * 0.6931471805599453, rel=1e-5)
     sums.cross_entropy.sum().backward()
     assert logits.grad is not None
     assert logits.grad[0, :, -1, -1].tolist() == [-0.5, 0.5]

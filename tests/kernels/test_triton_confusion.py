@@ -7,6 +7,7 @@ drawn anew each time (the seed is printed with what failed).
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_the_kernel_compiles_without_a_gpu(capability: int, dtype: str, classes:
     assert "ld.global" in assembly["ptx"]
 
 
+@needs_triton
+def test_the_places_of_channels_are_worked_out_in_64_bits() -> None:
+    """150 classes of 4096 x 4096 pixels are more than 2^31 elements, in strides of less."""
+    middle = compiled(90, dtype="bf16", classes=150, options=set(), stride="i32")["ttir"]
+    products = re.findall(r"%channel\w* = arith\.muli .* : (\w+)", middle)
+    assert products
+    assert set(products) == {"i64"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("classes", [2, 19, 150])
@@ -76,7 +86,7 @@ def test_the_gpu_counts_as_the_cpu_does(classes: int) -> None:
             assert torch.equal(found.prediction.cpu(), expected.prediction)
 
 
-def compiled(capability: int, *, dtype: str, classes: int, options: set[str]) -> dict[str, Any]:
+def compiled(capability: int, *, dtype: str, classes: int, options: set[str], stride: str = "i64") -> dict[str, Any]:
     """Return what the compiler makes of the kernel for a GPU that need not be there."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -88,7 +98,7 @@ def compiled(capability: int, *, dtype: str, classes: int, options: set[str]) ->
     bins = triton.next_power_of_2(classes**2 + 3)
     constants: dict[str, Any] = {"LOGITS": dtype != "i64", "ENLARGED": enlarged, "DOUBLE": dtype == "fp64"}
     constants |= {"BINS": bins if bins <= kernels.MOST_BINS else 0, "BLOCK": kernels.BLOCK}
-    given = {"values": f"*{dtype}", "target": "*u8", "counts": "*i64", "sn": "i64", "sc": "i64"}
+    given = {"values": f"*{dtype}", "target": "*u8", "counts": "*i64", "sn": "i64", "sc": stride}
     given |= {"rows": "*i32", "columns": "*i32", "row_weights": "*fp64", "column_weights": "*fp64"} if enlarged else {}
     given |= {"shift": "*fp32"} if "shift" in options else {}
     given |= {"prediction": "*u8"} if "prediction" in options else {}

@@ -40,6 +40,23 @@ def test_the_largest_float16_is_summed_right(oracle: Any) -> None:
     oracle.check(replace(inputs, logits=(65504 * signs).half()), request, ratios=0.0)
 
 
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (3, False), (26, False), (2, True)])
+def test_a_class_made_impossible_harms_no_pixel_of_another(classes: int, sigmoid: bool, oracle: Any) -> None:
+    wanted = ("probability", "squared_probability", "intersection", "cross_entropy", "focal")
+    options = ("predictions",)
+    inputs, request = oracle.case(classes=classes, sigmoid=sigmoid, size=(1, 7), wanted=wanted, options=options)
+    last = inputs.target[:, -1] if sigmoid else inputs.target  # no pixel is of the last class, of which all say −∞
+    last.masked_fill_(last == (1 if sigmoid else classes - 1), 0)
+    inputs.logits[:, -1] = float("-inf")
+    sums, counts, _ = oracle.backend(request).forward(inputs, request)
+    slopes = torch.ones(sums.shape, dtype=torch.float64)
+    found = (sums, counts, oracle.backend(request).backward(slopes, inputs, request))
+    inputs.logits[:, -1] = -1e4
+    sums, counts, _ = oracle.backend(request).forward(inputs, request)
+    expected = (sums, counts, oracle.backend(request).backward(slopes, inputs, request))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("classes", "sigmoid", "gamma"),
     [
