@@ -70,7 +70,7 @@ def _ends_as_others(tail: bytes) -> bool:
     end = tail.rfind(END_MARK)
     rest = tail[end + END_BYTES :]
     length = int.from_bytes(tail[end + END_BYTES - 2 : end + END_BYTES], "little")
-    return end < 0 or (len(rest) == length and not any(word in rest for word in MARK.split()))
+    return end >= 0 and len(rest) == length and not any(word in rest for word in MARK.split())
 
 
 def _digest(stream: BinaryIO, num_bytes: int) -> str:

@@ -54,7 +54,7 @@ def read_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(path.read_bytes())
         if not is_whole(path):
-            raise CheckpointError(f"{path} is damaged: its checksum is not the one that it was written with")
+            raise CheckpointError(f"{path} is damaged: it is cut off, or other bytes than were written: fetch it again")
         with warnings.catch_warnings():
             # Files of other pickle protocols load, or are refused below: no news for the user.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")

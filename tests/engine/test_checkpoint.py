@@ -103,7 +103,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, payload())
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="is damaged or not a file of weights"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path)
 
 
