@@ -126,10 +126,10 @@ class Indexed(AtLabel):
             buckets = self._bucket[:, part]
             if not buckets.numel():
                 continue
-            index = buckets.unflatten(1, (-1, length))
+            index = buckets.reshape(images, -1, length)
             for row, value in zip(result, values, strict=True):
-                sums = torch.zeros(*index.shape[:2], self._num_classes + 1, dtype=value.dtype)
-                row += sums.scatter_add_(2, index, value[:, part].unflatten(1, (-1, length))).sum(1).double()
+                sums = torch.zeros(images, index.shape[1], self._num_classes + 1, dtype=value.dtype)
+                row += sums.scatter_add_(2, index, value[:, part].reshape(index.shape)).sum(1).double()
         return result[:, :, :-1]
 
 

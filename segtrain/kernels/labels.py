@@ -31,12 +31,14 @@ def check_labels(target: Tensor, *, num_classes: int, ignore_index: int) -> None
 
 
 def narrow(target: Tensor, *, num_classes: int, ignore_index: int) -> Tensor:
-    """Return the target in a type that holds its labels, `ignore_index` and `num_classes`: uint8 or int64.
+    """Return the target in a type that holds its labels, `ignore_index` and `num_classes`: uint8, int16 or int64.
 
     In uint8, a comparison with -1 would find 255, and a bucket of 256 would be 0.
     """
-    if target.dtype == torch.uint8 and 0 <= ignore_index <= 255 and num_classes <= 255:
-        return target
+    if target.dtype in (torch.uint8, torch.int16):
+        limits = torch.iinfo(target.dtype)
+        if limits.min <= ignore_index <= limits.max and num_classes <= limits.max:
+            return target
     return target.long()
 
 

@@ -9,6 +9,8 @@ from torch.nn.functional import logsigmoid, softplus
 from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import PREDICTIONS, Inputs, Request
 
+EXCLUDED = -1e30  # e to it is 0, as e to −∞ is
+
 
 def plain_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
     """Return the fields of ClassSums by name, float64 `[N, C]`; see `segtrain.losses.class_sums` for their meaning."""
@@ -30,7 +32,8 @@ def _softmax_sums(inputs: Inputs, request: Request) -> dict[str, Tensor]:
         loss = focal = 0 * scores
     else:
         # d = log(q / p_y), in which q = 1 − p_y is a sum over the other classes: 1 − p_y itself would round to 0
-        others = scores.masked_fill(is_label, -torch.inf).logsumexp(1, keepdim=True)
+        # an excluded class (a logit of −∞) may be the only other one, and −∞ alone has no derivative
+        others = scores.clamp(min=EXCLUDED).masked_fill(is_label, -torch.inf).logsumexp(1, keepdim=True)
         log_odds = torch.where(valid, others - torch.where(is_label, scores, 0.0).sum(1, keepdim=True), 0.0)
         gamma = _gamma(logits, request)
         loss, focal = _pixel_losses(log_odds, gamma if gamma.numel() == 1 else (is_label * gamma).sum(1, keepdim=True))

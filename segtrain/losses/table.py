@@ -13,6 +13,7 @@ from segtrain.config.loss_terms import TermConfig
 from segtrain.losses.schedules import describe_weight
 
 WIDTH = 80
+WIDE_SPREAD = 20.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def describe(config: LossConfig, *, labels: Sequence[str], columns: Columns, num
         weights += ", from realised frequencies"
     reduction = config.reduction if config.like is None else f"that of {config.like}"
     lines.append(f"reduction: {reduction}, {weights}")
+    lines += _spread_notes(config, columns)
     if num_reads > 1:
         lines.append(f"reads of the logits: {num_reads}")
     wrapped = [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="    ")]
@@ -79,6 +81,21 @@ def _shared_lines(config: LossConfig) -> list[str]:
             resized = "the target is brought to their size"
         lines.append(f"heads: {len(config.auxiliary.weights)} with weights {weights}; {resized}")
     return lines
+
+
+def _spread_notes(config: LossConfig, columns: Columns) -> list[str]:
+    """Warn of weights that differ by so much that they are known to harm the classes that they were meant for."""
+    weights = [weight for weight in columns.weights or () if weight > 0]
+    if not weights or config.class_weights.scheme == "manual" or config.class_weights.max_ratio is not None:
+        return []
+    ratio = max(weights) / min(weights)
+    if ratio <= WIDE_SPREAD:
+        return []
+    return [
+        f"note: the highest class weight is {ratio:.3g} times the lowest. Few pixels then carry large, noisy gradients "
+        "and false alarms rise; weights of tens have lowered the very classes that they were meant for. Compare with "
+        "class_weights.max_ratio: 10 or power: 0.5"
+    ]
 
 
 def _class_rows(columns: Columns) -> list[str]:

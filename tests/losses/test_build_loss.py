@@ -231,6 +231,21 @@ def test_the_table_shows_terms_and_weights_within_80_columns(frequencies: Simple
     assert len(text.splitlines()) >= 8
 
 
+@pytest.mark.parametrize("harmless", [{"max_ratio": 10}, {"power": 0.4}])
+def test_weights_of_hundreds_are_told_with_the_way_out(
+    frequencies: SimpleNamespace, harmless: dict[str, float]
+) -> None:
+    """Trap: weights of 5 to 20 times have lowered the class that they were meant for."""
+
+    def text(**options: float) -> str:
+        parts = section("cross_entropy", class_weights={"scheme": "inverse", **options})
+        return " ".join(build_loss(parts, num_classes=4, frequencies=frequencies).describe().split())
+
+    assert "the highest class weight is 900 times the lowest" in text()
+    assert "class_weights.max_ratio: 10 or power: 0.5" in text()
+    assert "times the lowest" not in text(**harmless)
+
+
 def test_the_table_of_an_unweighted_loss_has_no_class_rows() -> None:
     text = build_loss(section("focal"), num_classes=4).describe()
     assert text.splitlines() == ["1 × focal (gamma: 2)", "reduction: valid, class weights: none"]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from segtrain.errors import DataError
-from segtrain.losses.class_sums import SUMS, class_sums, target_pixels
+from segtrain.kernels.request import Inputs, Request
+from segtrain.losses.class_sums import SUMS, class_sums, fused_sums, target_pixels
+from segtrain.losses.plain_sums import plain_sums
 
 MakeBatch = Callable[..., tuple[Tensor, Tensor]]
 
@@ -197,6 +199,29 @@ def test_all_ignored_gives_zero_sums_and_zero_connected_gradients(make_batch: Ma
     sums = class_sums(logits, target)
     assert all(not getattr(sums, name).any() for name in ("pixels", "kept", *SUMS))
     assert not gradient(logits, target).any()
+
+
+def test_many_classes_with_int16_labels_are_those_with_int64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 300, 5, 7, generator=generator)
+    target = torch.randint(-1, 300, (2, 5, 7), generator=generator)
+    wide, narrow = (class_sums(logits, labels, ignore_index=-1) for labels in (target, target.to(torch.int16)))
+    for name in ("pixels", *SUMS):
+        assert torch.equal(getattr(wide, name), getattr(narrow, name)), name
+    with pytest.raises(DataError, match="300"):
+        class_sums(logits, target.clamp(min=0).to(torch.int16) + 1, ignore_index=-1)
+
+
+@pytest.mark.parametrize("make", [fused_sums, plain_sums])
+def test_an_excluded_class_may_be_the_only_other_one(make: Callable[..., dict[str, Tensor]]) -> None:
+    logits = torch.tensor([[[[0.5, -2.0]], [[-torch.inf, -torch.inf]]]], requires_grad=True)
+    names = ("probability", "intersection", "cross_entropy", "focal")
+    sums = make(Inputs(logits, torch.zeros(1, 1, 2, dtype=torch.uint8)), Request(names, False, 255, (2.0,), 1.0))
+    found = torch.stack([sums[name] for name in names])
+    expected = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64).unsqueeze(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(logits), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
