@@ -143,7 +143,7 @@ def count(
         values, target.contiguous(), None if shift is None else shift.to(values.device), *tables, counts,
         prediction if with_prediction and is_logits else None, *strides, height, width, num_classes, ignore_index,
         LOGITS=is_logits, ENLARGED=enlarged, DOUBLE=values.dtype == torch.float64,
-        BINS=bins if bins <= MOST_BINS else 0, BLOCK=BLOCK, num_warps=WARPS,
+        BINS=bins if bins <= MOST_BINS else 0, BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return counts, prediction
 

@@ -88,3 +88,26 @@ def test_no_ratio_is_made_up_where_the_clock_saw_nothing() -> None:
     assert paired_ratio([0, 1], [1.0, 2.0], [0, 1], [0.0, 0.0]) is None
     assert paired_ratio([], [], [0, 1], [1.0, 1.0]) is None
     assert paired_ratio([0, 1], [1.0, 2.0], [0, 1], [0.0, 1.0]) == Spread.of([2.0])
+
+
+def test_on_cuda_the_device_has_work_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: CallOrder = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("record")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 250.0
+
+    monkeypatch.setattr(timing.torch.cuda, "Event", Event)
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda device: order.append("idle"))
+    monkeypatch.setattr(timing, "keep_busy", lambda device: order.append("busy"))
+    assert timing.time_call(lambda: order.append("call"), device="cuda:0")[0] == 0.25
+    assert order == ["idle", "busy", "record", "call", "record", "wait"]

@@ -11,7 +11,6 @@ import re
 import secrets
 import subprocess
 import sys
-import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -86,6 +85,17 @@ def test_the_gpu_counts_as_the_cpu_does(classes: int) -> None:
             assert torch.equal(found.prediction.cpu(), expected.prediction)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_kernel_runs_on_the_device_of_its_tensors() -> None:
+    logits, target = drawn(5, *DTYPES[0])
+    expected = confusion_update(logits, target, num_classes=5)
+    with torch.cuda.device(0):
+        found = confusion_update(logits.to("cuda:1"), target.to("cuda:1"), num_classes=5)
+    assert found.matrix.device == torch.device("cuda", 1)
+    assert torch.equal(found.matrix.cpu(), expected.matrix)
+
+
 def compiled(capability: int, *, dtype: str, classes: int, options: set[str], stride: str = "i64") -> dict[str, Any]:
     """Return what the compiler makes of the kernel for a GPU that need not be there."""
     import triton
@@ -107,9 +117,8 @@ def compiled(capability: int, *, dtype: str, classes: int, options: set[str], st
     names = kernels.count_kernel.arg_names
     signature = {name: "constexpr" if name in constants else given.get(name, "i32") for name in names}
     source = ASTSource(kernels.count_kernel, signature=signature, constexprs=constants)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # of Triton 3.9, to whoever compiles
-        done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernels.WARPS})
+    settings = {"num_warps": kernels.WARPS, "enable_fp_fusion": True}  # Triton 3.9 warns where the latter is not given
+    done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
     return dict(done.asm)
 
 
