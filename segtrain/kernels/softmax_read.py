@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels.at_label import AtLabel, as_floats, at_label, over_classes
-from segtrain.kernels.chunks import Chunk, chunks, few_rows, load, pixels_of
+from segtrain.kernels.chunks import PARTS, Chunk, chunks, few_rows, load, pixels_of
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.request import Inputs, Request
 
+PARTS_COPIED = 12
 SLOW = -80.0  # float32 has no normal number for e to a little less
 SAMPLED = 16  # of so many pixels of the first chunk one tells whether to expect that
 SAFE = 1e-18  # sums of e^z between it and its inverse, and their quotients and squares, are far from float32's ends
@@ -68,8 +69,9 @@ class Pixels:
         return self.logits.shape[1]
 
     def chunks(self) -> Iterator[Chunk]:
-        """Cut the pixels into chunks."""
-        return chunks(*self.logits.shape)
+        """Cut the pixels into chunks: smaller ones where each is held once more, as it cannot be worked on in place."""
+        in_place = self.logits.dtype == self.dtype and self.logits.shape[-2] == 1 and self.logits.stride(-1) == 1
+        return chunks(*self.logits.shape, parts=PARTS if in_place else PARTS_COPIED)
 
     def shape(self, chunk: Chunk) -> tuple[int, int, int]:
         """Return B, C and p of a chunk."""
