@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FEW_CLASSES = 8  # up to here passes over all classes are faster than gather and scatter
+FEW_CLASSES = 5  # up to here passes over all classes are faster than gather and scatter
 SEGMENT = 512  # pixels that are summed in their own type; what they add up to is summed in float64
 
 
