@@ -154,8 +154,14 @@ def _with_subjects(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPar
 
 
 def _fail(message: str, *, code: int = EXIT_USER_ERROR) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"{_rank_name()}error: {message}\n")
     return code
+
+
+def _rank_name() -> str:
+    """Return which of several processes under torchrun speaks; nothing where there is one."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"rank {os.environ['RANK']}: " if several and "RANK" in os.environ else ""
 
 
 def _can_be_put_right(error: OSError) -> bool:

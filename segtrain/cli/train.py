@@ -20,10 +20,12 @@ def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 + the signal's number when a signal stopped the run (130 for Ctrl-C)."""
     from segtrain.config import dump_config, load_config
     from segtrain.console import make_console, say
+    from segtrain.distributed import launched_rank
     from segtrain.engine import train
     from segtrain.report.tables import class_table
 
     console = make_console()
+    console.quiet = launched_rank() != 0
     config = load_config(args.config, args.overrides)
     say(console, f"{args.config}, what differs from the defaults:\n\n{dump_config(config)}")
     result = train(config, console=console)

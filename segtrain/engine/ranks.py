@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import nn
 
 from segtrain.config import Config
-from segtrain.distributed import gather_objects, joined_ranks, launched_size, local_rank, rank, world_size
+from segtrain.distributed import gather_objects, joined_ranks, local_rank, rank, world_size
 from segtrain.engine.device import select_device
 from segtrain.engine.signals import Interrupted
 from segtrain.errors import ConfigError, SegtrainError
@@ -200,9 +200,3 @@ def broadcast_weights(model: nn.Module) -> None:
 def from_first(value: Any) -> Any:
     """Return the first rank's value on all ranks."""
     return gather_objects(value)[0]
-
-
-def refuse_torchrun(what: str) -> None:
-    """Raise ConfigError where several processes were started for work of one."""
-    if launched_size() > 1:
-        raise ConfigError(f"{what} is the work of one process, and torchrun started {launched_size()}")

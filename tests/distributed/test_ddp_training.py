@@ -26,7 +26,8 @@ pytestmark = pytest.mark.distributed
 def load_scenarios() -> ModuleType:
     """The file that the ranks run, to run parts of it in this process."""
     spec = importlib.util.spec_from_file_location("ddp_scenarios", SCENARIOS)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
