@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,12 +20,11 @@ from segtrain.benchmark.threads import torch_threads
 from segtrain.benchmark.timing import Timing, paired_ratio, time_interleaved
 from segtrain.config import Config
 from segtrain.config.optimizer import AdamW, ConstantSchedule
+from segtrain.engine.advance import advance, log_step, windows
 from segtrain.engine.device import autocast
-from segtrain.engine.meter import Meter
 from segtrain.engine.phases import PhaseClock
 from segtrain.engine.run import Run
 from segtrain.engine.setup import prepare
-from segtrain.engine.step import make_step
 from segtrain.errors import ConfigError
 from segtrain.optim import build_optimizer
 
@@ -75,7 +74,7 @@ def benchmark_step(settings: StepSettings, *, tell: Callable[[str], None] = lamb
 
 
 def _measure(run: Run, settings: StepSettings, tell: Callable[[str], None]) -> dict[str, Any]:
-    batches = list(islice(_endless_batches(run), NUM_BATCHES))
+    batches = [window[0] for window in islice(windows(run), NUM_BATCHES)]
     ours, bare = _Engine(run, batches), _Bare(run, batches)
     case = _case(run, batches[0], settings)
     tell(f"{case['title']}: {settings.rounds} rounds of {settings.steps} steps")
@@ -106,26 +105,9 @@ class _Engine:
     def __init__(self, run: Run, batches: list[Batch]) -> None:
         self.run = run
         self.batches = cycle(batches)
-        self.meter = Meter()
 
     def step(self) -> None:
-        advance(self.run, [next(self.batches)], self.meter, waited=0.0)
-
-
-def advance(run: Run, window: list[Batch], meter: Meter, *, waited: float) -> None:
-    """Do what the training loop does from the moment its data are there."""
-    counting = run.exposure.count([batch["target"] for batch in window])
-    values = make_step(run, window)
-    for rows in counting.result():
-        told = run.exposure.add(rows)
-        if told is not None:
-            run.tracker.scalars(run.state.step, told, kind="exposure", epoch=run.schedule.epoch(run.state.step))
-    meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
-    if run.state.step % run.config.train.log_every:
-        return
-    found = meter.values() | ({} if run.telemetry is None else run.telemetry.values())
-    run.tracker.scalars(run.state.step, found, kind="train", epoch=run.schedule.epoch(run.state.step))
-    meter.restart()
+        _step(self.run, [next(self.batches)], waited=0.0)
 
 
 class _Bare:
@@ -155,27 +137,24 @@ class _Bare:
         self.optimizer.zero_grad()
 
 
+def _step(run: Run, window: list[Batch], *, waited: float) -> None:
+    advance(run, window, waited=waited)
+    if run.state.step % run.config.train.log_every == 0:
+        log_step(run)
+
+
 def _phases(run: Run) -> dict[str, float]:
     """Return the mean seconds of each phase of a step, batches read by the run's own loader."""
-    batches, meter = _endless_batches(run), Meter()
-    windows = ([batch] for batch in batches)
+    data = windows(run)
     run.phases = clock = PhaseClock(run.device)
     for _ in range(PHASE_STEPS):
         clock.begin_step()
         began = clock.now()
-        window = next(windows)
+        window = next(data)
         waited = clock.now() - began
-        advance(run, window, meter, waited=waited)
+        _step(run, window, waited=waited)
         clock.end_step(waited=waited)
     return clock.seconds()
-
-
-def _endless_batches(run: Run) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        run.sampler.set_position(epoch, 0)
-        yield from run.loader
-        epoch += 1
 
 
 def _refuse(config: Config) -> None:

@@ -69,6 +69,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    deterministic: bool = Field(False, description="equal bits from equal runs, at the price of speed on a GPU")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of the averaged weights")
     evaluate_every: Count = Field(1, description="evaluations come every so many epochs (or steps, see next)")
     evaluate_unit: Literal["epochs", "steps"] = "epochs"

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -21,18 +16,19 @@ from segtrain.config import Config
 from segtrain.console import make_console, say
 from segtrain.data.given import MapDataset
 from segtrain.distributed import rank
+from segtrain.engine.advance import advance, log_step, windows
 from segtrain.engine.checkpoint import load_checkpoint, load_weights
+from segtrain.engine.determinism import deterministic_algorithms
 from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
 from segtrain.engine.pulse import Pulse
-from segtrain.engine.ranks import agreed, broadcast_weights, from_first, rank_console, training_ranks
+from segtrain.engine.ranks import agreed, broadcast_weights, from_first, rank_console, rank_device, training_ranks
 from segtrain.engine.run import Run
 from segtrain.engine.saving import save_best, save_last
 from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
-from segtrain.engine.step import make_step
 from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.errors import SegtrainError
 
@@ -92,7 +88,7 @@ def train(
         ConfigError, DataError, CheckpointError: what the user can put right, before the first step.
         SegtrainError: the loss stayed non-finite, memory ran out, a log could not be written, or another rank failed.
     """
-    with StopRequest() as stop, training_ranks(config):
+    with StopRequest() as stop, training_ranks(config), _arithmetic(config):
         console = rank_console(console or make_console())
         run = prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
         stop.hold()
@@ -113,6 +109,13 @@ def train(
     return TrainResult(run.folder, run.best_path, evaluation, run.state.step, None)
 
 
+def _arithmetic(config: Config) -> AbstractContextManager[None]:
+    """Return the context in which torch computes as `train.deterministic` asks."""
+    if not config.train.deterministic:
+        return nullcontext()
+    return deterministic_algorithms(device=rank_device(config.device))
+
+
 def _loop(run: Run, pulse: Pulse, console: Console) -> Evaluation | None:
     """Step and evaluate until the end or early stopping; return the best evaluation seen here.
 
@@ -121,14 +124,13 @@ def _loop(run: Run, pulse: Pulse, console: Console) -> Evaluation | None:
     """
     best: Evaluation | None = None
     state, schedule = run.state, run.schedule
-    windows = _windows(run)
-    meter = run.meter
+    data = windows(run)
     pulse.saved()
     with TrainDisplay(console, total_steps=schedule.total_steps, step=state.step) as display:
         while not pulse.stops:
             if schedule.evaluation_due(state.step) and state.evaluated_step != state.step:
                 evaluation = _evaluate(run, pulse, display)
-                meter.restart_clock()
+                run.meter.restart_clock()
                 pulse.saved()
                 best = evaluation if state.best_step == state.step else best
             if state.step >= schedule.total_steps or should_stop_early(run.config, state):
@@ -136,14 +138,11 @@ def _loop(run: Run, pulse: Pulse, console: Console) -> Evaluation | None:
             run.phases.begin_step()
             pulse.begin()
             waited = time.perf_counter()
-            window = next(windows)
+            window = next(data)
             waited = time.perf_counter() - waited
-            counting = run.exposure.count([batch["target"] for batch in window])
-            values = make_step(run, window)
-            _report_exposure(run, counting)
-            meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
+            advance(run, window, waited=waited)
             if state.step % run.config.train.log_every == 0 or state.step == schedule.total_steps:
-                _log(run, display)
+                display.update(state.step, schedule.epoch(state.step), log_step(run))
             run.phases.end_step(waited=waited)
             pulse.end()
             if pulse.save_is_due:
@@ -155,28 +154,6 @@ def _loop(run: Run, pulse: Pulse, console: Console) -> Evaluation | None:
     if state.step < schedule.total_steps:
         say(console, f"stopped early: no gain in {state.evaluations_without_gain} evaluations")
     return best
-
-
-def _report_exposure(run: Run, counting: Future[list[NDArray[np.int64]]]) -> None:
-    """Take in what was counted in the targets of a step, and report it at the end of an epoch."""
-    for rows in counting.result():
-        values = run.exposure.add(rows)
-        if values is not None:
-            run.tracker.scalars(run.state.step, values, kind="exposure", epoch=run.schedule.epoch(run.state.step))
-
-
-def _windows(run: Run) -> Iterator[list[dict[str, Any]]]:
-    """Yield lists of `accumulate` batches from the run's position on, over the ends of epochs."""
-    epoch, batch = run.schedule.position(run.state.step)
-    window: list[dict[str, Any]] = []
-    while True:
-        run.sampler.set_position(epoch, batch)
-        for item in run.loader:
-            window.append(item)
-            if len(window) == run.schedule.accumulate:
-                yield window
-                window = []
-        epoch, batch = epoch + 1, 0
 
 
 def _evaluate(run: Run, pulse: Pulse, display: TrainDisplay) -> Evaluation:
@@ -257,17 +234,3 @@ def _evaluate_best(run: Run, pulse: Pulse) -> Evaluation:
             step = payload["step"]
     broadcast_weights(run.evaluated_model())
     return _evaluate_val(run, pulse, step=from_first(step))
-
-
-def _log(run: Run, display: TrainDisplay) -> None:
-    run.settle()
-    epoch = run.schedule.epoch(run.state.step)
-    values = run.meter.values()
-    for group in run.optimizer.param_groups:
-        values[f"lr_{group['name']}"] = group["lr"]
-    values["skipped_steps"] = run.state.skipped_steps
-    if run.telemetry is not None:
-        values |= run.telemetry.values()
-    run.tracker.scalars(run.state.step, values, kind="train", epoch=epoch)
-    display.update(run.state.step, epoch, values)
-    run.meter.restart()
