@@ -48,7 +48,7 @@ def _raiser(error: BaseException) -> Callable[[argparse.Namespace], int]:
 
 
 def test_every_command_of_the_table_has_its_module() -> None:
-    assert [name for name in COMMANDS if find_spec(f"segtrain.cli.{name}") is None] == []
+    assert [name for name in COMMANDS if find_spec(f"segtrain.cli.{name.replace('-', '_')}") is None] == []
 
 
 def test_version_and_help_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,5 +165,5 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 
 def test_help_of_each_command_imports_nothing_heavy() -> None:
-    commands = [name for name in COMMANDS if find_spec(f"segtrain.cli.{name}") is not None]
+    commands = [name for name in COMMANDS if find_spec(f"segtrain.cli.{name.replace('-', '_')}") is not None]
     assert not _modules_after(f"[main([name, '--help']) for name in {commands}]") & set(HEAVY)
