@@ -183,12 +183,12 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
     slopes = {name: (grad * request.scale).to(pixels.dtype) for name, grad in grads.items()}
     rows = few_rows(result) if pixels.logits.shape != inputs.logits.shape else result
     buffer: Tensor | None = None
-    # fresh memory of this size for each chunk would cost page faults
-    scratch = pixels.buffer() if "probability" in slopes else None
+    # fresh memory for each chunk would cost page faults
+    scratch = pixels.buffer(num_classes=_few(pixels.num_classes)) if "probability" in slopes else None
     for chunk in pixels.chunks():
         local = {name: slope[chunk.images] for name, slope in slopes.items()}
         of_mass = local.get("probability")
-        spare = None if scratch is None else pixels.in_buffer(scratch, chunk)
+        spare = None if scratch is None else pixels.in_buffer(scratch, chunk, num_classes=_few(pixels.num_classes))
         place = rows[chunk.images, :, chunk.rows, chunk.columns]
         if is_plain(place, pixels.dtype):  # the exponentials stand where the gradient will be
             part = read(pixels, chunk, place[:, :, 0], slopes=of_mass)
@@ -206,7 +206,7 @@ def _turn_into_gradient(
 ) -> None:
     """Put dz in place of e: for the other classes p_c times a coefficient, for the label a value of its own.
 
-    `spare` is memory of the size of e, needed for a gradient of the probabilities.
+    `spare` is memory for `_few` of the classes of e, needed for a gradient of the probabilities.
 
     dz = s (p − δ_y) + p ∘ f (g − ⟨p, g⟩) + k [(ΣG_log) p − G_log], in which f is what a pixel counts, k the same for
     the pixel terms, g_c = G_prob[c] + G_inter[c] [c=y] + 2 G_sq[c] p_c and s as in `_pixel_slope`.
@@ -223,11 +223,12 @@ def _turn_into_gradient(
         at_label += of_mass * part.p - kept * of_label["log_mass"]
     squares = None if second is None else part.e.square()
     scaled = coefficient.mul_(part.inverse)
-    if first is None:
+    if first is None or spare is None:
         part.e.mul_(scaled.unsqueeze(1))
     else:
         left, right = torch.stack((first, torch.ones_like(first)), dim=2), torch.stack((weight, scaled), dim=1)
-        part.e.mul_(product(left, right, out=spare))
+        for some, rows in zip(part.e.split(spare.shape[1], dim=1), left.split(spare.shape[1], dim=1), strict=True):
+            some.mul_(product(rows, right, out=spare[:, : rows.shape[1]]))
     if second is not None and squares is not None:
         squares.mul_((weight * part.inverse).unsqueeze(1))
         part.e.addcmul_(squares, 2 * second.unsqueeze(2))
@@ -236,6 +237,11 @@ def _turn_into_gradient(
         part.labels.take_out(others)
         part.e.sub_(others)
     part.labels.put(part.e, at_label)
+
+
+def _few(num_classes: int) -> int:
+    """Return of how many classes a factor for each pixel is held at a time: half of them, to hold half as much."""
+    return -(-num_classes // 2)
 
 
 def _look_up(part: Exponentials, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:

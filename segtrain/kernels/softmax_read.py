@@ -82,17 +82,19 @@ class Pixels:
         """Return the labels of a chunk."""
         return at_label(pixels_of(self.labels, chunk), num_classes=self.num_classes, dtype=self.dtype)
 
-    def in_buffer(self, buffer: Tensor, chunk: Chunk) -> Tensor:
-        """Return the start of a flat buffer as `[B, C, p]` of a chunk."""
+    def in_buffer(self, buffer: Tensor, chunk: Chunk, *, num_classes: int | None = None) -> Tensor:
+        """Return the start of a flat buffer as `[B, C, p]` of a chunk; C is all classes where not given."""
         images, classes, pixels = self.shape(chunk)
+        classes = classes if num_classes is None else num_classes
         return buffer[: images * classes * pixels].view(images, classes, pixels)
 
-    def buffer(self) -> Tensor:
-        """Return a flat buffer for the largest chunk."""
+    def buffer(self, *, num_classes: int | None = None) -> Tensor:
+        """Return a flat buffer for the largest chunk, of all classes where their number is not given."""
         first = next(self.chunks(), None)
+        classes = self.num_classes if num_classes is None else num_classes
         size = 0
         if first is not None:
-            size = self.num_classes * _length(first.images) * _length(first.rows) * _length(first.columns)
+            size = classes * _length(first.images) * _length(first.rows) * _length(first.columns)
         return torch.empty(size, dtype=self.dtype)
 
 
