@@ -21,6 +21,7 @@ from segtrain.benchmark.timing import Timing, paired_ratio, time_interleaved
 from segtrain.config import Config
 from segtrain.config.optimizer import AdamW, ConstantSchedule
 from segtrain.engine.advance import advance, log_step, windows
+from segtrain.engine.compiled import compile_model
 from segtrain.engine.device import autocast
 from segtrain.engine.phases import PhaseClock
 from segtrain.engine.run import Run
@@ -119,7 +120,7 @@ class _Bare:
         self.precision = run.config.train.precision
         self.memory_format = torch.channels_last if run.config.train.channels_last else torch.contiguous_format
         self.model = copy.deepcopy(run.model).train()
-        self.forward = torch.compile(self.model) if run.config.train.compile else self.model
+        self.forward = compile_model(self.model, run.config)
         self.normalize = run.normalize
         self.loss = run.loss
         self.optimizer = build_optimizer(self.model, run.config.optimizer)

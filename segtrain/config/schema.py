@@ -68,7 +68,9 @@ class TrainConfig(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        False, description="torch.compile the model, in one of its modes; true is default"
+    )
     deterministic: bool = Field(False, description="equal bits from equal runs, at the price of speed on a GPU")
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of the averaged weights")
     evaluate_every: Count = Field(1, description="evaluations come every so many epochs (or steps, see next)")
@@ -102,6 +104,13 @@ class TrainConfig(Section):
                 "allow_changes is for a run that goes on, and resume is none: set resume: auto, or drop it"
             )
         return self
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode of torch.compile, None where the model is not compiled."""
+        if isinstance(self.compile, bool):
+            return "default" if self.compile else None
+        return self.compile
 
     @model_validator(mode="after")
     def _accumulates(self) -> TrainConfig:

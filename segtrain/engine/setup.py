@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from segtrain.distributed import rank
 from segtrain.engine.announce import announce
 from segtrain.engine.average import WeightAverage
 from segtrain.engine.buffers import Buffers
+from segtrain.engine.compiled import check_compile, compile_model
 from segtrain.engine.device import autocast
 from segtrain.engine.exposure import Exposure
 from segtrain.engine.fitness import check_accumulation, check_loss_section, uses_labels
@@ -40,7 +40,6 @@ from segtrain.engine.run_data import RunData
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.teacher import check_sight, load_teacher
 from segtrain.engine.telemetry import Telemetry
-from segtrain.errors import ConfigError
 from segtrain.models import Normalize
 from segtrain.optim import build_optimizer, check_schedule
 from segtrain.tracking import SilentTracker, Tracker
@@ -165,7 +164,7 @@ def _learner(
     return _Learner(
         model=model,
         replicas=replicas,
-        forward=torch.compile(called) if config.train.compile else called,
+        forward=compile_model(called, config),
         buffers=Buffers(model),
         optimizer=optimizer,
         scaler=scaler,
@@ -225,6 +224,4 @@ def _check_settings(config: Config, device: torch.device) -> None:
     """Refuse what can be known to fail before any data is read."""
     autocast(device, config.train.precision)
     check_metric_name(config)
-    has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
-    if config.train.compile and device.type == "cpu" and not has_compiler:
-        raise ConfigError("train.compile on a CPU needs a C++ compiler (g++ or clang++), and none is on the PATH")
+    check_compile(config, device)

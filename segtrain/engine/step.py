@@ -90,7 +90,7 @@ def _rests(run: Run, window: Sequence[Batch], targets: Sequence[Tensor], buffers
     random = rng_state(run.device)
     statistics = []
     # torch.compile may draw other random numbers without gradients: then both passes keep them
-    with torch.set_grad_enabled(run.config.train.compile), _ranks_apart(run):
+    with torch.set_grad_enabled(run.config.train.compile_mode is not None), _ranks_apart(run):
         for batch, target in zip(window, targets, strict=True):
             output, more = _see(run, batch)
             statistics.append(run.loss.statistics(output, target, **more).detach())
