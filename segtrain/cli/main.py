@@ -27,6 +27,7 @@ COMMANDS = {
     "split": "make train, val and test, or folds, that each hold their part of every class",
     "validate": "read every file of a data set and report all that is wrong, grouped by kind",
     "curves": "draw loss and gradient of cross entropy and focal against the probability of the label",
+    "find-batch": "find the largest batch that fits on a GPU",
     "find-lr": "try rising learning rates for some steps, draw the loss, and suggest one",
     "schema": "write the JSON Schema with which editors complete training files",
     "benchmark": "measure time and memory of the losses against other libraries",
