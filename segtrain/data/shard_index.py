@@ -21,7 +21,7 @@ from segtrain.config.data import DataConfig
 from segtrain.data.places import cache_folders, data_root, short_hash
 from segtrain.data.problems import Kind, Problem
 from segtrain.data.samples import Texts
-from segtrain.data.shards import Member, Shard, is_url
+from segtrain.data.shards import NO_RANGES, Member, Shard, is_url
 from segtrain.data.tar_members import Part, list_members
 from segtrain.distributed import rank
 from segtrain.errors import SegtrainError
@@ -126,6 +126,8 @@ def _read(shard: Shard, *, label: str, choose: Choose) -> Content:
     try:
         with shard.open() as stream:
             tar = list_members(stream, shard.size)
+    except ValueError as error:  # of fsspec's http files; what is wrong with a tar is no exception
+        return Content(problems=[Problem(Member(shard, ""), f"{NO_RANGES} ({error})", Kind.UNREADABLE)])
     except OSError as error:
         return Content(problems=[Problem(Member(shard, ""), f"cannot be read ({error})", Kind.UNREADABLE)])
     problems = [Problem(Member(shard, fault.name), fault.reason, fault.kind) for fault in tar.faults]

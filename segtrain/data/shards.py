@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path, PosixPath
 from typing import Any, BinaryIO
@@ -30,6 +31,9 @@ ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.5  # then twice that
 # What tells the version of a remote file, by the names that file systems have for it, the surest first.
 VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+# What opens URLs of a kind, where fsspec alone does not.
+PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
+NO_RANGES = "the server does not answer range requests, without which no sample can be read by itself"
 READ_AHEAD = 2**16  # bytes that a look at headers asks for at once: members between them are passed over
 
 
@@ -68,6 +72,8 @@ class Shard:
         if is_url(self.location):
             files, path = remote(self.location)
             data: bytes = retried(lambda: files.cat_file(path, start=start, end=start + size))
+            if len(data) > size:
+                raise OSError(errno.ENOTSUP, f"{NO_RANGES}: it sent {len(data)} bytes for {size}")
         else:
             data = self._read_local(start, size)
         if len(data) != size:
@@ -107,9 +113,23 @@ def remote(location: str) -> tuple[Any, str]:
     core = require("fsspec.core", extra="shards", what=f"{location} is a URL")
     try:
         files, path = core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        package = PACKAGES.get(location.partition("://")[0])
+        advice = "" if package is None else f": pip install {package}"
+        raise ConfigError(f"data.splits: {location} takes a package that is not installed ({error}){advice}") from error
+    except ValueError as error:
         raise ConfigError(f"data.splits: {location} cannot be opened ({error})") from error
-    return files, str(path)
+    return _held(files), str(path)
+
+
+@cache
+def _held(files: Any) -> Any:
+    """Keep a file system for good.
+
+    fsspec forgets those of the process that a worker was forked from, which ends their connections; and as both share
+    what the loop of that process waits for, it would wait for ever.
+    """
+    return files
 
 
 def retried(read: Callable[[], Any]) -> Any:

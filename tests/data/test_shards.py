@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
 import shutil
 import tarfile
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from segtrain.data.formats import find_samples, mask_reader
 from segtrain.data.formats.shards import expand_braces
 from segtrain.data.frequencies import check_split, scan_split
 from segtrain.data.pair_cache import with_cache
-from segtrain.data.shards import Member
+from segtrain.data.shards import Member, remote
 from segtrain.data.sources import FilePairs
 from segtrain.data.splits import gather
 from segtrain.errors import ConfigError, DataError
@@ -404,3 +407,19 @@ def test_a_server_is_asked_again(
     failures.extend([OSError("reset")] * 3)
     with pytest.raises(DataError, match=r"memory://set/a\.tar/0000\.png.*reset"):
         pairs.read_target(0)
+
+
+def test_a_worker_keeps_the_file_systems_of_the_process_it_was_forked_from() -> None:
+    """fsspec forgets them there; with http they would end the loop of that process as they close."""
+    seen = weakref.ref(remote("memory://set/a.tar")[0])
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads and fork
+        worker = context.Process(
+            target=lambda: sender.send((remote("memory://set/a.tar")[0] is seen(), seen() is None))
+        )
+        worker.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == (False, False)
+    worker.join()
