@@ -243,6 +243,18 @@ def evaluated(plain: dict[str, Any]) -> Report:
     }
 
 
+def failed(plain: dict[str, Any]) -> Report:
+    """One rank fails in its second step, and leaves; the other hears why."""
+
+    class Failing(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.count == 1 and rank() == 1:
+                raise SegtrainError("the lights went out")
+            return super().forward(images)
+
+    return {"error": error_of(lambda: run(variant(plain, "failed", train={"steps": 4}), Failing()))}
+
+
 def main(folder: Path) -> None:
     """Do all of it as one rank, and write what was found."""
     torch.set_num_threads(1)
@@ -258,6 +270,7 @@ def main(folder: Path) -> None:
             "own_loss": own_loss(plain),
             "refused": refused(plain),
             "evaluated": evaluated(plain),
+            "failed": failed(plain),  # the last: one rank leaves
         }
         number = rank()
     (folder / f"rank{number}.json").write_text(json.dumps(found))

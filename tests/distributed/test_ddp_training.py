@@ -161,3 +161,8 @@ def test_an_evaluation_counts_each_image_once_whatever_the_number_of_ranks(
 def test_a_failure_in_the_evaluation_of_one_rank_is_one_on_both(ranks: list[dict[str, Any]]) -> None:
     assert ranks[1]["evaluated"]["failed"] == "a bad image"
     assert ranks[0]["evaluated"]["failed"] == "rank 1 of 2 stopped: a bad image"
+
+
+def test_an_error_on_one_rank_ends_the_other_with_its_reason(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[1]["failed"]["error"] == "the lights went out"
+    assert ranks[0]["failed"]["error"] == "rank 1 of 2 stopped: the lights went out"
