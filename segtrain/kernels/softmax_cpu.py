@@ -227,7 +227,8 @@ def _turn_into_gradient(
         part.e.mul_(scaled.unsqueeze(1))
     else:
         left, right = torch.stack((first, torch.ones_like(first)), dim=2), torch.stack((weight, scaled), dim=1)
-        for some, rows in zip(part.e.split(spare.shape[1], dim=1), left.split(spare.shape[1], dim=1), strict=True):
+        few = spare.shape[1]
+        for some, rows in zip(torch.split(part.e, few, dim=1), torch.split(left, few, dim=1), strict=True):
             some.mul_(product(rows, right, out=spare[:, : rows.shape[1]]))
     if second is not None and squares is not None:
         squares.mul_((weight * part.inverse).unsqueeze(1))
