@@ -31,6 +31,8 @@ def advance(run: Run, window: list[dict[str, Any]], *, waited: float) -> None:
     """Make one step of the run, and take it down: classes seen, means, speed; `waited`: seconds for its data."""
     counting = run.exposure.count([batch["target"] for batch in window])
     values = make_step(run, window)
+    if run.device.type == "cpu":  # where looking costs nothing, a run that is lost need not go on to the next log line
+        run.settle()
     _report_exposure(run, counting)
     run.meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
 

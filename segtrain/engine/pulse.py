@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import distributed as dist
@@ -33,6 +35,15 @@ class Pulse:
         self._signal = 0
         self._save = False
         self.saved()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._group is not None and error is None:  # else others may be waiting in it, or gone
+            dist.destroy_process_group(self._group)
 
     def saved(self) -> None:
         """Count the time to the next save from now on."""

@@ -94,7 +94,7 @@ def train(
         stop.hold()
         times = config.train
         pulse = Pulse(stop, save_every_seconds=times.save_every_seconds, timeout_seconds=times.rank_timeout_seconds)
-        with run.tracker, closing(run.loader), closing(run.phases):
+        with run.tracker, closing(run.loader), closing(run.phases), pulse:
             try:
                 evaluation = _loop(run, pulse, console) or _evaluate_best(run, pulse)
                 say(console, run.exposure.table())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -16,6 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+
+from segtrain.engine import train
+from segtrain.engine.checkpoint import load_checkpoint
+from segtrain.errors import CheckpointError
 
 SECONDS = 480
 SCENARIOS = Path(__file__).with_name("ddp_scenarios.py")
@@ -121,6 +127,24 @@ def test_ranks_stop_together_and_go_on_to_the_same_bits(ranks: list[dict[str, An
     assert found["rng_equal"]
     assert found["rng_differs_between_ranks"]
     assert found["logs"][0] == found["logs"][1]
+
+
+def test_another_number_of_ranks_goes_on_if_the_batch_of_all_stays(
+    ranks: list[dict[str, Any]], plain: dict[str, Any]
+) -> None:
+    scenarios = load_scenarios()
+    folder = Path(plain["output"]) / "two-0"
+    last = folder / "checkpoints" / "last.pt"
+    (loss, _), *_ = scenarios.comparable().values()
+    options = {"steps": 5, "resume": "auto", "evaluate_every": 9, "log_every": 2}
+    with pytest.raises(CheckpointError, match=r"train\.batch_size × ranks was 2 × 2 and is 2 × 1"):
+        scenarios.run(scenarios.variant(plain, "two-0", loss=loss, train=options | {"batch_size": 2}), scenarios.Net())
+    told = io.StringIO()
+    config = scenarios.variant(plain, "two-0", loss=loss, train=options | {"batch_size": 4})
+    result = train(config, model=scenarios.Net(), console=Console(file=told, width=200))
+    assert result.step == 5
+    assert "2 ranks came to this step, and 1 go on" in " ".join(told.getvalue().split())
+    assert load_checkpoint(last)["training"]["exposure"]["past"][-1] == 2 * 8  # images of the two whole epochs
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_both(ranks: list[dict[str, Any]]) -> None:
