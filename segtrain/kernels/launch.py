@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 FEW_CLASSES = 24  # up to here every channel can be a tensor of its own
+FEW_ENLARGED = 8  # the same with four loads for each: at 19 they would take the compiler 25 seconds
 MOST_SUMS = (
     114  # of a thread that holds them in registers: 19 classes with mining; more are spilled, and slow to compile
 )
@@ -50,6 +51,12 @@ def tiles(width: int) -> Launch:
         return Launch(block=8, warps=8, programs=2)
     warps = 4 if width <= 256 else 8
     return Launch(block=max(4096 // width, 16), warps=warps, programs=16 // warps)
+
+
+def coarse_tiles(width: int) -> Launch:
+    """Return how `triton_enlarged_backward` is launched: half the tile of `tiles`, as the sums take as much again."""
+    whole = tiles(width)
+    return Launch(block=min(max(whole.block // 2, 4), 256), warps=whole.warps, programs=whole.programs)
 
 
 def binary(width: int, *, channels_last: bool) -> Launch:

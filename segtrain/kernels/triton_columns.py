@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from segtrain.kernels.triton_enlarged import enlarged_channels
 from segtrain.kernels.triton_pixel import (
     FOLD,
     add_at_label,
@@ -98,7 +99,7 @@ def exponentials(x, label, factor, C: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def forward(
     logits, target, shift, margin, weight, keep, gammas, partial, losses, mask, counts, settled, largest,
-    pixels, sn, sc, ignore_index, factor, gamma, cut,
+    places, weights, pixels, sn, sc, sh, sw, height, width, ignore_index, factor, gamma, cut,
     LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Put the sums of program (s, n) into partial float32 `[2 + K, N, C, S, BLOCK / 16]`; grid (S, N).
@@ -107,8 +108,9 @@ def forward(
 
     With `losses` hard examples are mined on the way: it receives ℓ (0 where ignored) and `mask` whether ℓ > cut, both
     in the shape of target; `counts` (int64) gains the numbers of valid and of hard pixels; the pixel terms are summed
-    over the hard ones. `largest` receives the class of the largest logit. A program returns at once where `settled` is
-    given and not 0.
+    over the hard ones. `largest` receives the class of the largest logit. With `places` the logits are coarse, and the
+    pixels those of their enlargement, see `triton_enlarged`. A program returns at once where `settled` is given and not
+    0.
     """
     if settled is not None:
         if tl.load(settled) != 0:
@@ -124,7 +126,10 @@ def forward(
         label, is_wrong = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
         wrong |= is_wrong.to(tl.int32)
-        raw = read_channels(base, p, inside, sc, LAST, C, WIDTH, BLOCK)
+        if places is None:
+            raw = read_channels(base, p, inside, sc, LAST, C, WIDTH, BLOCK)
+        else:
+            raw = enlarged_channels(base, p, inside, places, weights, height, width, sc, sh, sw, C)
         if largest is not None:
             tl.store(largest + first + p, largest_of(raw, C, BLOCK).to(largest.dtype.element_ty), mask=inside)
         x = scores_of(raw, valid, label, shift, margin, C)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from segtrain.kernels.confusion_cpu import class_dtype
 from segtrain.kernels.launch import Launch, check_extent, num_programs
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.triton_pixel import GAMMAS, write_gammas
+from segtrain.kernels.upsample import Size, taps
 
 LOG2_E = 1.4426950408889634
 
@@ -22,7 +25,7 @@ class Read:
 
     Attributes:
         logits: `[N, C, H, W]`, as given where pixels stand side by side for each class, or (`last`) classes for each
-            pixel; else a contiguous copy.
+            pixel; else a contiguous copy. Coarse ones `[N, C, h, w]` (with `enlargement`) as given.
         last: whether the classes of a pixel stand side by side (channels_last).
         factor: scale · log2(e), what scores are multiplied with before `exp2`.
     """
@@ -38,16 +41,20 @@ class Read:
     gamma: float
     factor: float
     largest: Tensor | None  # where the read leaves the class of the largest logit: [N, H, W]
+    enlargement: Enlargement | None
 
     @classmethod
-    def prepare(cls, inputs: Inputs, request: Request) -> Read:
-        logits = inputs.logits
-        check_extent(len(logits), logits.shape[2] * logits.shape[3])
-        if not (_pixels_side_by_side(logits) or classes_side_by_side(logits)):
+    def prepare(cls, inputs: Inputs, request: Request, *, size: Size | None = None) -> Read:
+        """Take the inputs; with `size` the logits are coarse, and the target is the top left part of that size."""
+        logits, crop = inputs.logits, (inputs.target.shape[-2], inputs.target.shape[-1])
+        check_extent(len(logits), crop[0] * crop[1])
+        if size is None and not (_pixels_side_by_side(logits) or classes_side_by_side(logits)):
             logits = logits.contiguous()
+        coarse = (logits.shape[2], logits.shape[3])
         return cls(
             logits=logits,
-            last=not _pixels_side_by_side(logits),
+            last=size is None and not _pixels_side_by_side(logits),
+            enlargement=None if size is None else enlargement(coarse, size, crop, device=logits.device),
             target=inputs.target.contiguous(),
             shift=None if inputs.shift is None else inputs.shift.float().contiguous(),
             margin=None if inputs.margin is None else inputs.margin.float().contiguous(),
@@ -56,7 +63,7 @@ class Read:
             gammas=None if len(request.gamma) == 1 else _on_device(request.gamma, logits.device),
             gamma=request.gamma[0],
             factor=request.scale * LOG2_E,
-            largest=_class_map(logits) if request.predictions else None,
+            largest=_class_map(logits.shape[1], inputs.target) if request.predictions else None,
         )
 
     def gradient(self) -> Tensor:
@@ -67,7 +74,7 @@ class Read:
     @property
     def pixels(self) -> int:
         """H · W."""
-        return self.logits.shape[2] * self.logits.shape[3]
+        return self.target.shape[-2] * self.target.shape[-1]
 
     def programs(self, launch: Launch) -> int:
         """Return how many programs share an image."""
@@ -76,6 +83,14 @@ class Read:
     def where(self) -> dict[str, Any]:
         """Return the arguments of a kernel that say where the logits stand."""
         return {"pixels": self.pixels, "sn": self.logits.stride(0), "sc": self.logits.stride(1), "LAST": self.last}
+
+    def corners(self) -> dict[str, Any]:
+        """Return the arguments of a kernel that say how the logits are enlarged."""
+        if self.enlargement is None:
+            return {"places": None, "weights": None, "height": 0, "width": 0, "sh": 0, "sw": 0}
+        tables = {"places": self.enlargement.places, "weights": self.enlargement.weights}
+        height, width = self.target.shape[-2:]
+        return {**tables, "height": height, "width": width, "sh": self.logits.stride(2), "sw": self.logits.stride(3)}
 
     def partial(self, rows: int, classes: int, lanes: int) -> Tensor:
         """Return space for partial sums."""
@@ -114,9 +129,36 @@ def _pixels_side_by_side(values: Tensor) -> bool:
     return (width == 1 or values.stride(3) == 1) and (height == 1 or values.stride(2) == width)
 
 
-def _class_map(logits: Tensor) -> Tensor:
-    images, num_classes, height, width = logits.shape
-    return torch.empty((images, height, width), dtype=class_dtype(num_classes), device=logits.device)
+@dataclass(frozen=True, eq=False)
+class Enlargement:
+    """Tables of how coarse logits `[N, C, h, w]` make full-size ones, of which the top left `[H, W]` are read."""
+
+    places: Tensor  # int32 [2 H + 2 W]: of each row the first and the second coarse one, then of each column
+    weights: Tensor  # float32 [H + W]: of the second one
+    spans: Tensor  # int32 [2 h + 2 w]: of each coarse row, begin and end of those that it has a share in; then columns
+    reach: Size  # the longest span of a row, and of a column
+
+
+@lru_cache(maxsize=64)
+def enlargement(coarse: Size, size: Size, crop: Size, *, device: torch.device) -> Enlargement:
+    """Return the tables for these sizes; the first call for them waits for the device."""
+    axes = [taps(small, large).part(slice(0, end)) for small, large, end in zip(coarse, size, crop, strict=True)]
+    spans = [
+        (np.searchsorted(axis.second, np.arange(small)), np.searchsorted(axis.first, np.arange(small), side="right"))
+        for axis, small in zip(axes, coarse, strict=True)
+    ]
+    places = np.concatenate([part for axis in axes for part in (axis.first, axis.second)])
+    reach = [int((end - begin).max(initial=0)) for begin, end in spans]
+    return Enlargement(
+        places=torch.from_numpy(places.astype(np.int32)).to(device),
+        weights=torch.from_numpy(np.concatenate([axis.weight for axis in axes]).astype(np.float32)).to(device),
+        spans=torch.from_numpy(np.concatenate([part for span in spans for part in span]).astype(np.int32)).to(device),
+        reach=(reach[0], reach[1]),
+    )
+
+
+def _class_map(num_classes: int, target: Tensor) -> Tensor:
+    return torch.empty(target.shape, dtype=class_dtype(num_classes), device=target.device)
 
 
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:

@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from segtrain.kernels import triton_columns, triton_columns_backward, triton_labels, triton_tiles
-from segtrain.kernels.launch import FEW_CLASSES, LABEL_CLASSES, LABELS, MINING, TUNER, Launch, columns, holds_all, tiles
+from segtrain.kernels.launch import (
+    FEW_CLASSES,
+    FEW_ENLARGED,
+    LABEL_CLASSES,
+    LABELS,
+    MINING,
+    TUNER,
+    Launch,
+    columns,
+    holds_all,
+    tiles,
+)
 from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request
 from segtrain.kernels.triton_inputs import Read, options, power_of_two, total, wanted_bits
 from segtrain.kernels.triton_ranks import Mined
+from segtrain.kernels.upsample import Size
 
 LANE_PIXELS = 16  # of a tile, whose sums `store_sums` stores as one: two of each of eight threads
 OVER_CLASSES = ("probability", "squared_probability", "log_mass")  # the sums in which every class has a share
@@ -21,25 +33,28 @@ LOG_MASS = 1 << SUMS.index("log_mass")
 BY_LABEL = ("pixels", "kept", "intersection", "cross_entropy", "focal")  # rows of `triton_labels.forward`
 
 
-def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, request: Request, *, size: Size | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the wanted sums `[K, N, C]`, the counts `[2 or 4, N, C]`, both float64, and the mined mask.
 
     The counts are pixels, kept, and with `request.predictions` predicted and correct. The mask is bool in the shape of
     the target where `request.mining` says so, else empty. Labels are not checked, as that would wait for the device:
-    pixels whose label is out of range count nowhere, and make the counts NaN.
+    pixels whose label is out of range count nowhere, and make the counts NaN. With `size` the logits are coarse, see
+    `Read.prepare`.
     """
-    read = Read.prepare(inputs, request)
+    read = Read.prepare(inputs, request, size=size)
     rule, num_classes = request.rule, read.logits.shape[1]
     mined = None if rule is None else Mined.prepare(rule, read.target)
     wanted = wanted_bits(request, SUMS)
-    if not read.logits.numel():
+    if not read.target.numel():
         none = torch.zeros(read.logits.shape[:2], dtype=torch.float64, device=read.logits.device)
         sums = dict.fromkeys((*COUNTS, *SUMS, *PREDICTIONS), none)
-    elif holds_all(num_classes, 1 + len(request.wanted) + (mined is not None or read.keep is not None)):
+    elif (size is None or num_classes <= FEW_ENLARGED) and holds_all(
+        num_classes, 1 + len(request.wanted) + (mined is not None or read.keep is not None)
+    ):
         sums = _few(read, request, wanted, mined)
     else:
         sums = _many(read, request, wanted, mined)
-    if read.largest is not None and read.logits.numel():
+    if read.largest is not None and read.target.numel():
         sums |= _by_largest(read, read.largest, request)
     mask = inputs.target.new_empty(0, dtype=torch.bool) if mined is None else mined.mask.view(torch.bool)
     stacked = [sums[name] for name in request.wanted]
@@ -125,6 +140,7 @@ def _columns(
             **_tensors(read),
             **_settings(read, request),
             **_mining(mined),
+            **read.corners(),
             gammas=read.gammas,
             gamma=read.gamma,
             partial=partial,
@@ -159,6 +175,7 @@ def _tiles(
             **_tensors(read),
             **_settings(read, request),
             **_mining(mined),
+            **read.corners(),
             partial=partial,
             losses=losses,
             settled=None,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from segtrain.kernels.triton_columns_backward import label_slopes
+from segtrain.kernels.triton_enlarged import enlarged_tile
 from segtrain.kernels.triton_pixel import exponent_of, loss_of, read_labels, read_weights, store_mined
 
 
@@ -88,14 +89,14 @@ def exponentials_of_tile(x, c, label, LAST: tl.constexpr):
 @triton.jit
 def forward(
     logits, target, shift, margin, weight, keep, partial, losses, mask, counts, settled, largest,
-    pixels, sn, sc, ignore_index, factor, cut,
+    places, weights, pixels, sn, sc, sh, sw, height, width, ignore_index, factor, cut,
     LAST: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the loss of each pixel, and put sums of program (s, n) into partial `[K, N, C, S]`; grid (S, N).
 
     Its rows are those of WANTED that are no sums by label: probability (1), squared_probability (2), log_mass (32).
     `losses`, `mask`, `counts`, `settled` and `largest` are as in `triton_columns.forward`; the first is always given
-    where it is not a read for log_mass alone, the next two with mining.
+    where it is not a read for log_mass alone, the next two with mining. So are `places` and what comes with them.
     """
     if settled is not None:
         if tl.load(settled) != 0:
@@ -111,7 +112,11 @@ def forward(
         inside = p < pixels
         label, _ = read_labels(target, first + p, inside, ignore_index, C)
         valid = label >= 0
-        raw = read_tile(base, p, c, inside, sc, LAST, C)
+        if places is None:
+            raw = read_tile(base, p, c, inside, sc, LAST, C)
+        else:
+            y, x = p // width, p % width
+            raw = enlarged_tile(base, y, x, c, inside, places, weights, height, width, sc, sh, sw, C)
         if largest is not None:
             found = largest_of_tile(raw, c, LAST, C, WIDTH)
             tl.store(largest + first + p, found.to(largest.dtype.element_ty), mask=inside)
@@ -166,36 +171,48 @@ def backward(
     table = grads + n * C
     stride = tl.num_programs(1).to(tl.int64) * C
     c = tl.arange(0, WIDTH)
-    AXIS: tl.constexpr = 1 if LAST else 0
     slopes, squares, log_slopes = vector_slopes(table, stride, c, C, WANTED)
     of_all = tl.sum(log_slopes)
     for start in range(tl.program_id(0) * BLOCK, pixels, tl.num_programs(0) * BLOCK):
         p = start + tl.arange(0, BLOCK)
         inside = p < pixels
         label, _ = read_labels(target, first + p, inside, ignore_index, C)
-        valid = label >= 0
         raw = read_tile(base, p, c, inside, sc, LAST, C)
-        x = scores_of_tile(raw, c, valid, label, shift, margin, factor, LAST, C)
-        e, others, label_e, label_score = exponentials_of_tile(x, c, label, LAST)
-        count, kept = read_weights(weight, keep, first + p, valid)
-        inverse = tl.where(valid, 1.0 / (others + label_e), 0.0)
-        likely, unlikely = label_e * inverse, others * inverse
-        p_c = e * along(inverse, LAST)
-        g_c = across(slopes, LAST) + 2.0 * across(squares, LAST) * p_c
-        dot = tl.sum(p_c * g_c, axis=AXIS)
-        loss = loss_of(others, label_e, label_score)
-        exponent = exponent_of(gamma, gammas, label)
-        s, g, _, at_mass = label_slopes(table, stride, label, loss, likely, unlikely, kept, exponent, (), 0, WANTED)
-        at_label = -s * unlikely + count * likely * (g * unlikely - dot) + kept * (of_all * likely - at_mass)
-        shared = s - count * (dot + likely * g) + kept * of_all
-        value = p_c * (along(shared, LAST) + along(count, LAST) * g_c)
-        if WANTED & 32:
-            value -= along(kept, LAST) * across(log_slopes, LAST)
-        value = tl.where(across(c, LAST) == along(label, LAST), along(at_label, LAST), value)
+        count, kept = read_weights(weight, keep, first + p, label >= 0)
+        value = gradient_of_tile(
+            raw, c, label, count, kept, shift, margin, factor, gamma, gammas, table, stride,
+            slopes, squares, log_slopes, of_all, LAST, C, WANTED,
+        )  # fmt: skip
         stored = along(inside, LAST) & across(c < C, LAST)
         tl.store(
             result + n * C * pixels + place_of(p, c, pixels, LAST, C), value.to(result.dtype.element_ty), mask=stored
         )
+
+
+@triton.jit
+def gradient_of_tile(
+    raw, c, label, count, kept, shift, margin, factor, gamma, gammas, table, stride,
+    slopes, squares, log_slopes, of_all, LAST: tl.constexpr, C: tl.constexpr, WANTED: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient of the logits of a tile, 0 where ignored; what is not of the tile is of `vector_slopes`."""
+    AXIS: tl.constexpr = 1 if LAST else 0
+    valid = label >= 0
+    x = scores_of_tile(raw, c, valid, label, shift, margin, factor, LAST, C)
+    e, others, label_e, label_score = exponentials_of_tile(x, c, label, LAST)
+    inverse = tl.where(valid, 1.0 / (others + label_e), 0.0)
+    likely, unlikely = label_e * inverse, others * inverse
+    p_c = e * along(inverse, LAST)
+    g_c = across(slopes, LAST) + 2.0 * across(squares, LAST) * p_c
+    dot = tl.sum(p_c * g_c, axis=AXIS)
+    loss = loss_of(others, label_e, label_score)
+    exponent = exponent_of(gamma, gammas, label)
+    s, g, _, at_mass = label_slopes(table, stride, label, loss, likely, unlikely, kept, exponent, (), 0, WANTED)
+    at_label = -s * unlikely + count * likely * (g * unlikely - dot) + kept * (of_all * likely - at_mass)
+    shared = s - count * (dot + likely * g) + kept * of_all
+    value = p_c * (along(shared, LAST) + along(count, LAST) * g_c)
+    if WANTED & 32:
+        value -= along(kept, LAST) * across(log_slopes, LAST)
+    return tl.where(across(c, LAST) == along(label, LAST), along(at_label, LAST), value)
 
 
 @triton.jit

@@ -1,7 +1,9 @@
 """The operator `segtrain::upsampled_class_sums`: class sums of logits that are enlarged while they are read.
 
-Forward and backward enlarge each strip anew, so that beside the coarse logits and their gradient no more than one strip
-(and its gradient) exists. The strips go through `segtrain::class_sums`, whatever backend that has on the device.
+On CUDA the kernels of softmax enlarge them in registers (`triton_coarse`). Elsewhere, and with sigmoid, forward and
+backward enlarge each strip of rows anew, so that beside the coarse logits and their gradient no more than one strip
+(and its gradient) exists; the strips go through `segtrain::class_sums`. The read that mining takes before goes by
+strips on every device.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.labels import to_buckets
 from segtrain.kernels.mining import HardExamples
-from segtrain.kernels.request import SUMS
+from segtrain.kernels.request import SUMS, Inputs, Request
 from segtrain.kernels.upsample import Size, Strip, add_adjoint, enlarge, strips
 
 
@@ -43,6 +45,13 @@ def upsampled_class_sums(
     Raises:
         DataError: a label out of range (on the CPU).
     """
+    if coarse.is_cuda and not sigmoid:
+        from segtrain.kernels import triton_coarse
+
+        inputs = Inputs(coarse, target, shift, margin, pixel_weight, keep)
+        request = _softmax_request(wanted, ignore_index, gamma, scale, predictions=predictions)
+        with torch.cuda.device(coarse.device):
+            return triton_coarse.forward(inputs, request, (size[0], size[1]))
     shapes = _shapes(coarse, wanted, sigmoid=sigmoid, predictions=predictions)
     sums, counts = (torch.zeros(shape, dtype=torch.float64, device=coarse.device) for shape in shapes)
     settings = (wanted, sigmoid, ignore_index, gamma, scale, (), predictions)
@@ -92,6 +101,13 @@ def upsampled_class_sums_backward(
 ) -> Tensor:
     """Return the gradient of the coarse logits, given that of the sums `[K, N, C]`."""
     covers = (size[0], size[1])
+    if coarse.is_cuda and not sigmoid:
+        from segtrain.kernels import triton_coarse
+
+        inputs = Inputs(coarse, target, shift, margin, pixel_weight, keep)
+        request = _softmax_request(wanted, ignore_index, gamma, scale)
+        with torch.cuda.device(coarse.device):
+            return triton_coarse.backward(grad, inputs, request, covers)
     result = torch.zeros(coarse.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
     settings = (wanted, sigmoid, ignore_index, gamma, scale)
     with torch.autocast(coarse.device.type, enabled=False):
@@ -148,6 +164,13 @@ def _enlarged(
     for strip in strips(coarse, crop):
         parts = [None if values is None else values[strip.images, ..., strip.rows, :] for values in tensors]
         yield strip, enlarge(coarse.detach(), strip, size=size, width=crop[1]), parts
+
+
+def _softmax_request(
+    wanted: Sequence[int], ignore_index: int, gamma: Sequence[float], scale: float, *, predictions: bool = False
+) -> Request:
+    names = tuple(SUMS[index] for index in wanted)
+    return Request(names, False, ignore_index, tuple(gamma), scale, predictions=predictions)
 
 
 def _shapes(

@@ -27,6 +27,7 @@ __all__ = [
     "check_inputs",
     "check_labels",
     "class_sums",
+    "is_fused",
     "target_pixels",
 ]
 
@@ -132,12 +133,12 @@ def class_sums(
         pixel_weight=None if pixel_weight is None else pixel_weight.detach(),
         keep=keep if isinstance(keep, Tensor) else None,
     )
-    make = fused_sums if _is_fused(logits.device, logits.dtype, logits.shape[1]) else plain_sums
+    make = fused_sums if is_fused(logits.device, logits.dtype, logits.shape[1]) else plain_sums
     return ClassSums(**make(inputs, request))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_fused(device: torch.device, dtype: torch.dtype, num_classes: int) -> bool:
+def is_fused(device: torch.device, dtype: torch.dtype, num_classes: int) -> bool:
     """Whether the fused operator has kernels for such logits; where a GPU cannot run them, warn of it once."""
     if device.type == "cpu":
         return True

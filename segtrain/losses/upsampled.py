@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from segtrain.kernels.request import PREDICTIONS, SUMS, Request
-from segtrain.kernels.triton_available import triton_reason
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
-from segtrain.losses.class_sums import Activation, ClassSums, by_name, check_inputs, class_sums
+from segtrain.losses.class_sums import Activation, ClassSums, by_name, check_inputs, class_sums, is_fused
 from segtrain.losses.hard_examples import HardExamples
 
 
@@ -28,7 +27,7 @@ def class_sums_of(
     keep: HardExamples | None,
     wanted: Sequence[str],
 ) -> ClassSums:
-    """Return `class_sums` of logits, and of coarse ones those of the logits that they stand for, enlarged in strips.
+    """Return `class_sums` of logits, and of coarse ones those of the logits they stand for, enlarged as they are read.
 
     Mining ranks a whole batch: with coarse logits it reads them once more before, and goes with softmax alone.
 
@@ -94,9 +93,10 @@ def class_sums_of(
 
 
 def _as_read(logits: Tensor | CoarseLogits) -> Tensor | CoarseLogits:
-    """Return coarse logits as a tensor where they are at full size, or where no operator enlarges them in strips."""
+    """Return coarse logits as a tensor where they are at full size, or where no operator enlarges them on the way."""
     if isinstance(logits, CoarseLogits) and logits.values.shape[-2:] == logits.shape[-2:]:
         return logits.values
-    if isinstance(logits, CoarseLogits) and logits.values.is_cuda and triton_reason(logits.device) is not None:
-        return logits.full()  # what stands in for the kernels on such a GPU wants them whole
-    return logits
+    if isinstance(logits, Tensor) or not logits.values.is_cuda:
+        return logits
+    # what stands in for the kernels on a GPU wants them whole
+    return logits if is_fused(logits.device, logits.dtype, logits.shape[1]) else logits.full()

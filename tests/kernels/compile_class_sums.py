@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.jit import JITFunction
 
-from segtrain.kernels import launch, triton_sigmoid, triton_softmax
+from segtrain.kernels import launch, triton_coarse, triton_sigmoid, triton_softmax
 from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
 
@@ -91,6 +91,7 @@ def calls(size: str) -> Iterator[dict[str, Any]]:
     yield {"classes": 26, "last": True, "dtype": torch.float32, "predictions": True}
     yield {"classes": 2, "sigmoid": True, "last": True, "gamma": (0.5, 2.0)}
     yield {"classes": 1, "rule": RULES[2], "shape": (1, 1, 1)}  # what is 1 is a constant to the compiler
+    yield {"classes": 19, "enlarged": True, "predictions": True}
     if size == "quick":
         return
     for classes in (19, 150, 2, 24, 300, 1024, 1, 8, 9, 13, 32, 64, 128, 256):
@@ -98,6 +99,7 @@ def calls(size: str) -> Iterator[dict[str, Any]]:
             yield {"classes": classes, "last": last}
             yield {"classes": classes, "last": last, "predictions": True}
             yield {"classes": classes, "last": last, "sigmoid": True, "dtype": torch.float16}
+        yield {"classes": classes, "enlarged": True}
     full = {"wanted": SUMS, "vectors": True}
     for rule in RULES:
         for sigmoid in (False, True):
@@ -117,6 +119,7 @@ def call(
     vectors: bool = False,
     gamma: tuple[float, ...] = (2.0,),
     predictions: bool = False,
+    enlarged: bool = False,
     shape: tuple[int, int, int] = (2, 32, 32),
 ) -> None:
     """Call the forward and the backward of the operator; their results mean nothing."""
@@ -130,6 +133,15 @@ def call(
     vector = torch.zeros(classes) if vectors else None
     inputs = Inputs(logits, target, vector, vector, torch.zeros(shape) if vectors else None)
     request = Request(names, sigmoid, -1, gamma, 1.0, encode_mining(rule), predictions)
+    if enlarged:
+        sums, _ = triton_coarse.forward(replace(inputs, logits=logits[..., ::4, ::4]), request, shape[1:])
+        triton_coarse.backward(
+            torch.zeros(sums.shape, dtype=torch.float64),
+            replace(inputs, logits=logits[..., ::4, ::4].contiguous()),
+            request,
+            shape[1:],
+        )
+        return
     sums, _, mask = backend.forward(inputs, request)
     inputs = replace(inputs, keep=mask if rule is not None else None)
     backend.backward(torch.zeros(sums.shape, dtype=torch.float64), inputs, request)

@@ -205,3 +205,18 @@ def test_a_compiled_loss_on_the_gpu_is_one_graph() -> None:
     logits, target = on_gpu()
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+@pytest.mark.parametrize("classes", [2, 8, 19, 150])
+@pytest.mark.parametrize("ohem", [None, {"top_k": 0.25}])
+def test_coarse_logits_are_summed_as_interpolated_ones_are(classes: int, ohem: dict[str, float] | None) -> None:
+    coarse, _ = on_gpu(classes=classes, size=(17, 23))
+    coarse = coarse.detach().nan_to_num(0.0).requires_grad_()
+    target = torch.randint(0, classes, (2, 65, 90), device="cuda").to(torch.uint8)
+    section = {"terms": [{"name": "cross_entropy"}, {"name": "dice"}], "ohem": ohem}
+    full = torch.nn.functional.interpolate(coarse, size=(65, 90), mode="bilinear", align_corners=False)
+    plain, fused = (build_loss(section | more, num_classes=classes) for more in ({}, {"fused_upsample": True}))
+    values = plain(full, target), fused(coarse, target)
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    expected, found = (torch.autograd.grad(value, coarse)[0] for value in values)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -100,8 +100,8 @@ def logits_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CPU tensors that the choice of the operator takes for CUDA ones, on a GPU that Triton does not know."""
     entry = importlib.import_module("segtrain.losses.class_sums")  # the package exports a function of that name
     monkeypatch.setattr(entry, "triton_reason", lambda device: "compute capability 6.1 is below 8.0")
-    whole = entry._is_fused
-    monkeypatch.setattr(entry, "_is_fused", lambda device, *rest: whole(torch.device("cuda", 0), *rest))
+    whole = entry.is_fused
+    monkeypatch.setattr(entry, "is_fused", lambda device, *rest: whole(torch.device("cuda", 0), *rest))
     triton_available.warn_of_fallback.cache_clear()
     yield
     triton_available.warn_of_fallback.cache_clear()
