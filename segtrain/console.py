@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,17 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from segtrain.errors import SegtrainError
+
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
+PROSE = ("warning: ", "note: ")
+PROSE_COLUMNS = 80
 
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console on standard output (or error) that never guesses colours of numbers and paths.
 
-    Without a terminal, tables have at least 120 columns. Messages go through `say`, which never folds them.
+    Without a terminal, tables have at least 120 columns. Messages go through `say`.
     """
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
@@ -24,8 +29,33 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print text as it is: no markup, and no line breaks of rich's, so that commands and paths can be copied."""
+    """Print text as it is: no markup, and no line breaks of rich's, so that commands and paths can be copied.
+
+    Warnings and notes are prose: their lines are folded between words at 80 columns, in files as in terminals.
+    """
+    if text.startswith(PROSE):
+        text = "\n".join(_folded(line) for line in text.split("\n"))
     console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def _folded(line: str) -> str:
+    """Break a line between words; a path or an override stays whole, even where it is longer than the line."""
+    return textwrap.fill(line, PROSE_COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+@contextmanager
+def held(console: Console) -> Iterator[None]:
+    """Show what the block prints once it is done; where it ends in an error of the user's, that alone is shown."""
+    capture = console.capture()
+    try:
+        with capture:
+            yield
+    except Exception as error:
+        if not isinstance(error, SegtrainError):
+            console.file.write(capture.get())
+        raise
+    console.file.write(capture.get())
+    console.file.flush()
 
 
 @contextmanager

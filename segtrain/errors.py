@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 MAX_LINES = 20
@@ -35,9 +36,35 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return what a misspelt word was probably meant to be; capitals and hyphens make no difference."""
-    names = {name.lower().replace("-", "_"): name for name in known}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return names[found[0]] if found else None
+    found = nearest(word, known, limit=1)
+    return found[0] if found else None
+
+
+def nearest(word: str, known: Iterable[str], *, limit: int, cutoff: float = 0.6) -> list[str]:
+    """Return at most `limit` of `known` that are like `word`, the likest first, and equals as people count.
+
+    Args:
+        cutoff: how like they must be at least, 0 to 1 (`difflib.SequenceMatcher.ratio`); capitals and hyphens make no
+            difference.
+    """
+    names = {_plain(name): name for name in known}
+    matcher = difflib.SequenceMatcher(b=_plain(word))
+    scores = {}
+    for plain in difflib.get_close_matches(_plain(word), names, n=max(len(names), 1), cutoff=cutoff):
+        matcher.set_seq1(plain)
+        scores[plain] = matcher.ratio()
+    ranked = sorted(scores, key=lambda plain: (-scores[plain], natural_key(plain)))
+    return [names[plain] for plain in ranked[:limit]]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def natural_key(text: str) -> tuple[tuple[bool, int, str], ...]:
+    """Return a key that sorts numbers in texts by value: resnet9 before resnet34."""
+    parts = re.findall(r"\d+|\D+", text)
+    return tuple((False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts)
 
 
 def some(items: Sequence[object], *, limit: int) -> str:

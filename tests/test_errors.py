@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segtrain.errors import MAX_LINES, listing, some, suggest
+from segtrain.errors import MAX_LINES, listing, natural_key, nearest, some, suggest
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,13 @@ def test_the_closest_name_is_suggested_as_it_is_written(word: str, meant: str) -
 def test_nothing_is_suggested_where_nothing_is_close() -> None:
     assert suggest("xyzzy", ["crack", "cosine"]) == ""
     assert suggest("crack", []) == ""
+
+
+def test_equally_close_names_come_in_the_order_in_which_people_count() -> None:
+    names = ["resnet152", "resnet50", "vgg11", "resnet9", "resnet34", "ResNet-18"]
+    assert suggest("resnet", ["resnet50", "resnet34", "resnet18"]) == "; did you mean 'resnet18'?"
+    assert nearest("resnet", names, limit=4) == ["resnet9", "resnet34", "resnet50", "resnet152"]
+    assert sorted(["b2", "10a", "b10", "9a", ""], key=natural_key) == ["", "9a", "10a", "b2", "b10"]
 
 
 def test_long_lists_are_cut_and_counted() -> None:

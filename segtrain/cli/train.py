@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 + the signal's number when a signal stopped the run (130 for Ctrl-C)."""
-    from segtrain.config import dump_config, load_config
+    from segtrain.config import load_config
     from segtrain.console import make_console, say
     from segtrain.distributed import launched_rank
     from segtrain.engine import train
@@ -27,7 +27,6 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     console.quiet = launched_rank() != 0
     config = load_config(args.config, args.overrides)
-    say(console, f"{args.config}, what differs from the defaults:\n\n{dump_config(config)}")
     result = train(config, console=console)
     if result.signal is not None:
         return 128 + result.signal
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _next_commands(config: Config, folder: str) -> list[str]:
     """Return the commands that measure, show and use the run, for the split and the images that are there."""
-    from segtrain.data.formats import data_root, present_splits, split_folder
+    from segtrain.data.formats import image_folder, present_splits
 
     data = config.data
     split = "test" if "test" in present_splits(data) else "val"
@@ -49,7 +48,7 @@ def _next_commands(config: Config, folder: str) -> list[str]:
         ["python", "tools/evaluate.py", folder, "--split", split],
         ["python", "tools/visualize.py", folder, "--split", split],
     ]
-    place = split_folder(data.images, data.splits[split])
-    source = str(data_root(data) / place) if data.layout == "folders" else "IMAGES"
+    images = image_folder(data, split)
+    source = "path/to/images" if images is None else str(images)
     commands.append(["python", "tools/predict.py", folder, source, "--out", f"predictions/{config.name}"])
     return [shlex.join(command) for command in commands]

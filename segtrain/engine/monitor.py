@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from segtrain.config import Config
 from segtrain.engine.state import TrainState
-from segtrain.errors import ConfigError, suggest
+from segtrain.errors import ConfigError, some, suggest
 from segtrain.metrics.scores import RATIOS, score_names
 
 RISEN_IOU = 0.05
 COLLAPSED_IOU = 0.005
 NEVER_RISEN_FROM = 0.5
+EVALUATIONS_BEFORE_NEVER = 2
+MAX_NAMED = 10
 
 
 def metric_names(config: Config) -> list[str]:
@@ -98,34 +100,53 @@ def should_stop_early(config: Config, state: TrainState) -> bool:
 def class_warnings(
     state: TrainState, scores: Mapping[str, float], *, support: Mapping[str, int], progress: float
 ) -> list[str]:
-    """Return a warning for each class that has collapsed to 0 or has never risen; each is named once.
+    """Return a warning for the classes that have collapsed to 0, and one for those that never rose; each named once.
+
+    A class is said never to have risen from the second evaluation on, once half of the training is done: the first one
+    of a short run is no sign yet.
 
     Args:
-        state: its `best_iou` and `warned` are brought up to date.
+        state: its `evaluations`, `best_iou` and `warned` are brought up to date.
         scores: of this evaluation.
         support: pixels of each class in the evaluated masks, by name; classes without any are left out.
-        progress: share of the training done, 0 to 1; "never rose" is said from 0.5 on.
+        progress: share of the training done, 0 to 1.
     """
-    messages = []
+    state.evaluations += 1
+    collapsed, never_risen = [], []
+    telling = state.evaluations >= EVALUATIONS_BEFORE_NEVER and progress >= NEVER_RISEN_FROM
     for name in (name for name, pixels in support.items() if pixels > 0):
         value = scores[f"iou/{name}"]
-        best = max(value, state.best_iou.get(name, 0.0))
-        state.best_iou[name] = best
+        best = state.best_iou[name] = max(value, state.best_iou.get(name, 0.0))
         if value > RISEN_IOU and name in state.warned:
             state.warned.remove(name)
         if value > COLLAPSED_IOU or name in state.warned:
             continue
         if best > RISEN_IOU:
-            messages.append(
-                f"class {name!r} has collapsed: IoU {value:.3f} after {best:.3f}. Lower the learning rate or clip the "
-                f"gradient; keep its best checkpoint with train.best_metric=val/iou/{name}"
-            )
-        elif progress >= NEVER_RISEN_FROM:
-            messages.append(
-                f"class {name!r} has never risen from 0 (IoU {value:.3f}, {progress:.0%} of the training done). Give "
-                "it more weight (loss: auto, class_weights, a dice term), a higher input resolution, or longer training"
-            )
+            collapsed.append(f"{name!r} (IoU {value:.3f} after {best:.3f})")
+        elif telling:
+            never_risen.append(name)
         else:
             continue
         state.warned.append(name)
-    return messages
+    return [*_collapsed_warning(collapsed), *_never_risen_warning(never_risen, progress=progress)]
+
+
+def _collapsed_warning(told: Sequence[str]) -> list[str]:
+    if not told:
+        return []
+    verb = "class {} has" if len(told) == 1 else "classes {} have"
+    return [
+        f"{verb.format(some(told, limit=MAX_NAMED))} collapsed. Lower the learning rate or clip the gradient; "
+        "train.best_metric=val/iou/<class> keeps the best checkpoint of a class"
+    ]
+
+
+def _never_risen_warning(names: Sequence[str], *, progress: float) -> list[str]:
+    if not names:
+        return []
+    verb = "class {} has" if len(names) == 1 else "classes {} have"
+    subject = verb.format(some([repr(name) for name in names], limit=MAX_NAMED))
+    return [
+        f"{subject} never risen from an IoU of 0, with {progress:.0%} of the training done. What may help: more weight "
+        "(loss: auto, class_weights, a dice term), a higher input resolution, longer training"
+    ]

@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segtrain.config import Config
-from segtrain.console import say
+from segtrain.config import Config, dump_config
+from segtrain.console import held, say
 from segtrain.data import ClassFrequencies
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.given import MapDataset
@@ -59,8 +59,22 @@ def prepare(
 ) -> Run:
     """Build a run and bring it to the position of its checkpoint; see `segtrain.engine.train` for the arguments.
 
-    Nothing is deleted or written before all else has been checked.
+    Nothing is deleted or written before all else has been checked; nothing is printed before either.
     """
+    with held(console):
+        say(console, f"{config.name}: what differs from the defaults\n\n{dump_config(config)}")
+        return _prepare(config, model=model, loss=loss, train_data=train_data, val_data=val_data, console=console)
+
+
+def _prepare(
+    config: Config,
+    *,
+    model: nn.Module | None,
+    loss: nn.Module | None,
+    train_data: MapDataset | None,
+    val_data: MapDataset | None,
+    console: Console,
+) -> Run:
     device = rank_device(config.device)
     _check_settings(config, device)
     section = loss_section(config, loss)

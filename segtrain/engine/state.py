@@ -24,6 +24,7 @@ class TrainState:
         best_value, best_step: best value of `train.best_metric` so far, NaN before the first.
         gain_value, evaluations_without_gain: for early stopping: the value of the last gain that was large enough, and
             the evaluations since then.
+        evaluations: how many there have been.
         skipped_steps: steps left out because the loss or the gradient was not finite.
         best_iou: highest IoU seen so far for each class name.
         warned: classes that were already named in a warning.
@@ -35,6 +36,7 @@ class TrainState:
     best_step: int = -1
     gain_value: float = math.nan
     evaluations_without_gain: int = 0
+    evaluations: int = 0
     skipped_steps: int = 0
     best_iou: dict[str, float] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from segtrain.config.schema import ModelConfig
-from segtrain.errors import ConfigError, suggest
+from segtrain.errors import ConfigError, nearest, suggest
 from segtrain.models.network import SegmentationModel
 from segtrain.models.prior_bias import set_prior_bias
 from segtrain.models.weights import load_encoder, load_matching
@@ -205,10 +204,10 @@ def _check_encoder(name: str) -> None:
     if name in own or (name.startswith("tu-") and name[3:].split(".")[0] in timm.list_models()):
         return
     others = [f"tu-{other}" for other in timm.list_models()]
-    nearest = difflib.get_close_matches(name, [*own, *others], n=5, cutoff=0.5) or ["resnet18", "tu-convnext_tiny"]
+    likest = nearest(name, [*own, *others], limit=5, cutoff=0.5) or ["resnet18", "tu-convnext_tiny"]
     raise ConfigError(
         f"model.encoder: {name!r} is unknown; nearest of {len(own)} encoders of smp and {len(others)} of timm "
-        f"(tu-<name>): {', '.join(nearest)}"
+        f"(tu-<name>): {', '.join(likest)}"
     )
 
 

@@ -30,6 +30,7 @@ def test_the_table_the_checkpoint_and_the_next_commands_are_printed_and_work(
 ) -> None:
     assert main(["train", str(training_file), "name=first"]) == 0
     text = capsys.readouterr().out
+    assert text.startswith("first: what differs from the defaults\n\nname: first\n")
     for word in ("background", "block", "dot", "mean IoU", "best checkpoint: runs/first/checkpoints/best.pt"):
         assert word in text
     commands = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("python tools/")]
@@ -48,3 +49,21 @@ def test_the_output_fits_80_columns(training_file: Path, capsys: pytest.CaptureF
     table = [line for line in lines if line.strip().startswith(("background", "block", "dot", "class"))]
     assert table
     assert max(len(line) for line in table) <= 80
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder=resnet", "model.encoder: 'resnet' is unknown"),
+        ("data.root=nowhere", "nowhere"),
+        ("train.best_metric=val/iou/dott", "did you mean 'val/iou/dot'"),
+    ],
+)
+def test_an_error_before_the_first_step_is_all_that_is_printed(
+    training_file: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert main(["train", str(training_file), "name=first", override]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert message in told.err

@@ -78,24 +78,52 @@ def test_a_collapsed_class_is_named_once_and_again_after_it_recovered() -> None:
 
     assert warn(0.4) == []
     (message,) = warn(0.0)
-    assert "'crack' has collapsed" in message
-    assert "val/iou/crack" in message
+    assert "class 'crack' (IoU 0.000 after 0.400) has collapsed" in message
     assert warn(0.0) == []
     assert warn(0.3) == []
     assert len(warn(0.0)) == 1
 
 
-def test_a_class_that_never_rises_is_named_after_half_of_the_training() -> None:
+def never_risen(*progress: float, state: TrainState | None = None) -> list[list[str]]:
+    """Return the warnings of evaluations in which the crack is at 0, at these shares of the training."""
+    state, low = state or TrainState(), scores(**{"iou/crack": 0.0})
+    return [class_warnings(state, low, support=SUPPORT, progress=share) for share in progress]
+
+
+def test_a_class_that_never_rises_is_named_once_after_half_of_the_training() -> None:
+    first, second, third, fourth = never_risen(0.2, 0.4, 0.6, 0.8)
+    assert first == second == fourth == []
+    assert len(third) == 1
+    assert "'crack' has never risen from an IoU of 0, with 60% of the training done" in third[0]
+
+
+def test_the_first_evaluation_says_nothing_of_classes_that_never_rose_and_counts_over_a_resume() -> None:
     state = TrainState()
-    low = scores(**{"iou/crack": 0.0})
-    assert class_warnings(state, low, support=SUPPORT, progress=0.2) == []
-    (message,) = class_warnings(state, low, support=SUPPORT, progress=0.6)
-    assert "'crack' has never risen" in message
+    assert never_risen(1.0, state=state) == [[]]
+    resumed = TrainState.from_dict(state.to_dict())
+    assert len(never_risen(1.0, state=resumed)[0]) == 1
+
+
+def test_many_classes_in_trouble_share_a_warning() -> None:
+    names = [f"class{number}" for number in range(300)]
+    support, state = dict.fromkeys(names, 5), TrainState()
+
+    def warn(value: float) -> list[str]:
+        return class_warnings(state, {f"iou/{name}": value for name in names}, support=support, progress=0.9)
+
+    assert warn(0.0) == []
+    (message,) = warn(0.0)
+    assert "classes 'class0', 'class1', " in message
+    assert "and 290 more have never risen" in message
+    assert warn(0.4) == []
+    (message,) = warn(0.0)
+    assert "'class9' (IoU 0.000 after 0.400) and 290 more have collapsed" in message
 
 
 def test_a_class_without_pixels_is_not_warned_about() -> None:
-    low = scores(**{"iou/crack": 0.0})
-    assert class_warnings(TrainState(), low, support={"background": 9, "crack": 0}, progress=1.0) == []
+    low, state = scores(**{"iou/crack": 0.0}), TrainState()
+    for _ in range(2):
+        assert class_warnings(state, low, support={"background": 9, "crack": 0}, progress=1.0) == []
 
 
 def test_a_metric_that_val_cannot_measure_is_refused() -> None:
