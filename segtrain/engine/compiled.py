@@ -48,7 +48,7 @@ def compile_model(model: nn.Module, config: Config) -> Callable[..., Any]:
         return compiled
 
     def call(images: torch.Tensor) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return compiled(images)
 
     return call
