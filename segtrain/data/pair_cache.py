@@ -159,7 +159,8 @@ def _build(pairs: FilePairs, path: Path, *, wanted: _Wanted, tell: Callable[[str
     free = _free_bytes(path, kind=pairs.data.cache)
     where = "RAM" if pairs.data.cache == "ram" else "disk"
     tell(
-        f"data.cache: {pairs.data.cache}: about {_human(size)} for split {pairs.name} ({_human(free)} free), in {path}"
+        f"note: data.cache: {pairs.data.cache}: about {_human(size)} for split {pairs.name} "
+        f"({_human(free)} free), in {path}"
     )
     if size > free * LARGEST_SHARE:
         raise DataError(

@@ -20,7 +20,7 @@ from segtrain.data.frequencies import count_target
 from segtrain.data.labels import count_labels
 from segtrain.data.masks import histogram
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.data.schemes import Scheme
+from segtrain.data.schemes import AtMost, Exactly, Scheme
 from segtrain.distributed import rank, sum_over_ranks
 
 Counts = NDArray[np.int64]
@@ -125,7 +125,9 @@ class Exposure:
             return ""
         realised, images = self._split(counts)
         epochs = int(counts[-1]) / self.samples_per_epoch
-        head = f"seen in {epochs:.1f} epochs, after crops and paste: share of the labelled pixels"
+        causes = _causes(self.data)
+        after = f", after {' and '.join(', '.join(causes).rsplit(', ', 1))}" if causes else ""
+        head = f"seen in {epochs:.1f} epochs{after}: share of the labelled pixels"
         columns = _Columns("seen", realised, images / epochs)
         return "\n".join([head, *_rows(self.data.class_names, self.natural, columns)])
 
@@ -139,6 +141,29 @@ class Exposure:
         if values is not None:
             # what all ranks saw goes on with the first: only sums over the ranks are ever shown
             self.epoch[:], self.past[:] = values["epoch"] if rank() == 0 else 0, values["past"]
+
+
+def _causes(data: DataConfig) -> list[str]:
+    """What is configured that changes how often classes are seen."""
+    section, names = data.sampling, {step.name for step in data.train_transforms}
+    causes = {
+        "sampling": section.name != "uniform" or section.negatives is not None,
+        "crops": "crop" in names,
+        "paste": "copy_paste" in names,
+    }
+    return [cause for cause, holds in causes.items() if holds]
+
+
+def left_out_note(sampler: TrainBatchSampler) -> str | None:
+    """Say how many images of each epoch do not fill a batch, and so sit it out; None where all are read."""
+    together = sampler.batch_size * sampler.world_size
+    used = sampler.batches_per_epoch * together
+    if used == sampler.epoch_samples:
+        return None
+    return (
+        f"an epoch reads {used} of {sampler.epoch_samples} images, in whole batches of {together}: those left out "
+        "change from epoch to epoch"
+    )
 
 
 def expected_table(
@@ -181,8 +206,13 @@ def realised_table(realised: ClassFrequencies, natural: ClassFrequencies, data: 
 
 
 def sampling_warnings(section: SamplingConfig, scheme: Scheme) -> list[str]:
-    """Say what a way of sampling leaves out: repeats, where every class is frequent enough, or whole images."""
+    """Say what of a way of sampling has no effect on these images, or leaves some of them out."""
     found = []
+    if section.negatives is not None and not isinstance(scheme, AtMost | Exactly):
+        found.append(
+            "data.sampling.negatives changes nothing, as every training image holds one of its classes: drop it, or "
+            "name rarer classes in data.sampling.negatives.classes"
+        )
     if section.name == "repeat_factor" and np.ptp(scheme.shares) == 0:
         found.append(
             f"data.sampling: repeat_factor with threshold {section.threshold:g} repeats no image, as every class is in "

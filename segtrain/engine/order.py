@@ -13,7 +13,7 @@ from segtrain.data.dataset import TrainDataset
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.data.schemes import build_scheme
 from segtrain.distributed import rank, world_size
-from segtrain.engine.exposure import expected_table, realised_table, sampling_warnings
+from segtrain.engine.exposure import expected_table, left_out_note, realised_table, sampling_warnings
 from segtrain.engine.folder import run_folder
 from segtrain.engine.realised import corrects_twice, realised_frequencies, wants_realised
 from segtrain.errors import ConfigError
@@ -43,6 +43,9 @@ def build_sampler(
     text = expected_table(scheme, counts, natural, data=data, epoch_samples=sampler.epoch_samples)
     if text:
         say(console, text)
+    note = left_out_note(sampler)
+    if note is not None:
+        say(console, f"note: {note}")
     for warning in sampling_warnings(data.sampling, scheme):
         say(console, f"warning: {warning}", style="yellow")
     return sampler

@@ -119,7 +119,24 @@ def test_the_tables_say_what_is_expected_and_what_was_seen_in_80_columns(
 def test_uniform_sampling_needs_no_expectation(tiny_config: Make, tiny_net: type[nn.Module]) -> None:
     text = run(tiny_config(), tiny_net())
     assert "expected from the sampling" not in text
-    assert "seen in 0.4 epochs" in text
+    assert "seen in 0.4 epochs: share of the labelled pixels" in text
+    assert "an epoch reads" not in text  # 10 images in batches of 2
+
+
+def test_what_an_epoch_leaves_out_and_what_changes_the_shares_is_told(
+    tiny_config: Make, tiny_net: type[nn.Module]
+) -> None:
+    text = run(tiny_config(data=RARE, train={"steps": 3, "batch_size": 3}), tiny_net())
+    folded = " ".join(text.split())
+    assert "note: an epoch reads 9 of 10 images, in whole batches of 3: those left out change" in folded
+    assert "seen in 1.0 epochs, after sampling, crops and paste: share of the labelled pixels" in text
+
+
+def test_a_quota_of_negatives_that_changes_nothing_is_told(tiny_config: Make, tiny_net: type[nn.Module]) -> None:
+    for name, classes in (("all", ["block"]), ("half", ["dot"])):  # in every image, and in every second one
+        sampling = {"name": "uniform", "negatives": {"at_most": 0.2, "classes": classes}}
+        text = run(tiny_config(name=name, data={"sampling": sampling}), tiny_net())
+        assert ("negatives changes nothing" in text) == (name == "all")
 
 
 def test_repeat_factors_that_repeat_nothing_are_told(tiny_config: Make, tiny_net: type[nn.Module]) -> None:

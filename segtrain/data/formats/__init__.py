@@ -8,8 +8,8 @@ from pathlib import Path
 from segtrain.config.data import DataConfig
 from segtrain.data.formats.base import HeaderCheck, Layout, Listing, MaskReader, Sample, image_files
 from segtrain.data.formats.coco import COCO
-from segtrain.data.formats.folders import ADE20K, CITYSCAPES, FOLDERS, split_folder
-from segtrain.data.formats.image_sets import CVAT, VOC
+from segtrain.data.formats.folders import ADE20K, CITY_IMAGES, CITYSCAPES, FOLDERS, split_folder
+from segtrain.data.formats.image_sets import CVAT, VOC, VOC_IMAGES
 from segtrain.data.formats.mask_per_class import MASK_PER_CLASS
 from segtrain.data.formats.shards import SHARDS
 from segtrain.data.formats.tables import LISTS, TABLE
@@ -29,6 +29,7 @@ __all__ = [
     "ensure_data",
     "find_samples",
     "image_files",
+    "image_folder",
     "mask_reader",
     "present_splits",
     "split_folder",
@@ -76,6 +77,20 @@ def present_splits(data: DataConfig) -> list[str]:
     """Return the configured splits whose folder or list file exists, in the order of data.splits."""
     root = data_root(data)
     return [split for split in data.splits if FORMATS[data.layout].exists(data, root, split)]
+
+
+def image_folder(data: DataConfig, split: str) -> Path | None:
+    """The folder below which the images of a split lie; None where the layout names files rather than a folder."""
+    part = data.splits[split]
+    folders: dict[str, str] = {
+        "cityscapes": f"{CITY_IMAGES}/{part}",
+        "voc": VOC_IMAGES,
+        "ade20k": f"images/{part}",
+        "cvat": data.cvat.images,
+        "coco": "." if data.coco is None else data.coco.images.get(split, "."),
+        **{layout: split_folder(data.images, part) for layout in ("folders", "mask_per_class")},
+    }
+    return data_root(data) / folders[data.layout] if data.layout in folders else None
 
 
 def all_splits(data: DataConfig) -> list[str]:
