@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,18 @@ def to_onnx(
     _check_opset(opset)
     axes = shapes.dynamic()
     try:
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=[INPUT],
-            output_names=list(outputs),
-            opset_version=opset,
-            dynamic_shapes=(axes,) if axes else None,
-        )
+        with warnings.catch_warnings():
+            # torch 2.10 says so of its own code
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamic_shapes=(axes,) if axes else None,
+            )
     except EXPORT_ERRORS as error:
         cause = " ".join(str(error).split())[:400]
         raise ConfigError(f"torch cannot convert this model to ONNX ({type(error).__name__}: {cause})") from error
@@ -102,6 +106,10 @@ class OnnxSession:
         """Return the outputs of images [N, C, H, W] by name."""
         values = self._session.run(self._names, {INPUT: images.numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(self._names, values, strict=True)}
+
+    def input_shape(self) -> list[int | str]:
+        """Return the length of each axis of the images, a name where it may be any."""
+        return list(self._session.get_inputs()[0].shape)
 
     def metadata(self) -> dict[str, str]:
         """Return the texts that the file carries."""

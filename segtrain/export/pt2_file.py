@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,10 @@ class Pt2Program:
     """A pt2 file on the CPU."""
 
     def __init__(self, path: Path) -> None:
-        self._module = load(path).module()
+        with warnings.catch_warnings():
+            # torch 2.10 says so of the buffers that it reads itself
+            warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+            self._module = load(path).module()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

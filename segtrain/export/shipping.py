@@ -269,5 +269,4 @@ def _describe(graph: ServingGraph, dtype: torch.dtype, options: GraphOptions) ->
             "size": options.shapes.size,
         },
         "parts": list(graph.parts),
-        "outputs": graph.outputs(),
     }

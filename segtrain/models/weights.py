@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch  # comes with segmentation-models-pytorch
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
