@@ -25,6 +25,7 @@ from segtrain.engine.announce import announce
 from segtrain.engine.average import WeightAverage
 from segtrain.engine.buffers import Buffers
 from segtrain.engine.compiled import check_compile, compile_model
+from segtrain.engine.custom_loss import TrainingLoss
 from segtrain.engine.device import autocast
 from segtrain.engine.exposure import Exposure
 from segtrain.engine.fitness import check_accumulation, check_loss_section, uses_labels
@@ -38,7 +39,7 @@ from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.run_data import RunData
 from segtrain.engine.state import Schedule, TrainState
-from segtrain.engine.teacher import check_sight, load_teacher
+from segtrain.engine.teacher import Teacher, check_sight, load_teacher
 from segtrain.engine.telemetry import Telemetry
 from segtrain.models import Normalize
 from segtrain.optim import build_optimizer, check_schedule
@@ -77,10 +78,45 @@ def _prepare(
 ) -> Run:
     device = rank_device(config.device)
     _check_settings(config, device)
-    section = loss_section(config, loss)
-    check_loss_section(config, section, custom_model=model is not None)
+    check_loss_section(config, loss_section(config, loss), custom_model=model is not None)
     tell = partial(say, console, style="yellow")
     payload = find_resume(config, tell=tell)
+    task = _task(config, loss, train_data, val_data, device=device, payload=payload, console=console)
+    custom_model = None if model is None else type(model).__name__
+    model = make_model(task.config, model, task.data, device=device, console=console, fresh=payload is None)
+    learner = _learner(task.config, model, device, payload=payload, num_samples=len(task.data.train), tell=tell)
+    run = _assemble(task, learner, device=device, payload=payload, custom_model=custom_model, console=console)
+    if payload is not None:
+        run.restore_reports(payload)
+    announce(run, payload, console)
+    return run
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be learnt: from which data in which order, and by which loss; `config` has no `loss: auto` left."""
+
+    config: Config
+    data: RunData
+    sampler: TrainBatchSampler
+    loss: TrainingLoss
+    teacher: Teacher | None
+    measures_loss: bool
+    realised: ClassFrequencies | None
+
+
+def _task(
+    config: Config,
+    loss: nn.Module | None,
+    train_data: MapDataset | None,
+    val_data: MapDataset | None,
+    *,
+    device: torch.device,
+    payload: Mapping[str, Any] | None,
+    console: Console,
+) -> _Task:
+    """Check and count the data, and make the loss that they call for."""
+    section = loss_section(config, loss)
     teacher = None if section is None else load_teacher(config, section, device=device)
     data = RunData.check(config, train_data, val_data, console=console)
     _check_ranks(config, data, payload)
@@ -91,9 +127,21 @@ def _prepare(
     data = data.with_maps(config, getattr(loss, "distance_classes", None), given=isinstance(train_data, TrainDataset))
     if teacher is not None:
         check_sight(teacher, data.train[0, 0]["image"].to(device))
-    custom_model = None if model is None else type(model).__name__
-    model = make_model(config, model, data, device=device, console=console, fresh=payload is None)
-    learner = _learner(config, model, device, payload=payload, num_samples=len(data.train), tell=tell)
+    measures_loss = section is None or uses_labels(section)
+    return _Task(config, data, sampler, loop_loss, teacher, measures_loss, realised)
+
+
+def _assemble(
+    task: _Task,
+    learner: _Learner,
+    *,
+    device: torch.device,
+    payload: Mapping[str, Any] | None,
+    custom_model: str | None,
+    console: Console,
+) -> Run:
+    """Put the run together, and make its folder: the first thing that is written."""
+    config, data, sampler = task.config, task.data, task.sampler
     schedule = Schedule.from_config(config, sampler.batches_per_epoch)
     check_schedule(config.optimizer.schedule, schedule.total_steps)
     exposure = Exposure(config.data, data.frequencies, sampler)
@@ -106,15 +154,15 @@ def _prepare(
         steps=range(learner.state.step, schedule.total_steps),
         tell=partial(say, console),
     )
-    folder = _make_folder(config, data, realised, fresh=payload is None)
-    run = Run(
+    folder = _make_folder(config, data, task.realised, fresh=payload is None)
+    return Run(
         config=config,
         folder=folder,
         device=device,
         normalize=Normalize(config.data.normalize.mean, config.data.normalize.std).to(device),
-        loss=loop_loss,
-        teacher=teacher,
-        measures_loss=section is None or uses_labels(section),
+        loss=task.loss,
+        teacher=task.teacher,
+        measures_loss=task.measures_loss,
         train_data=data.train,
         val_data=data.val,
         sampler=sampler,
@@ -129,10 +177,6 @@ def _prepare(
         tracker=_tracker(folder, learner.state),
         **vars(learner),
     )
-    if payload is not None:
-        run.restore_reports(payload)
-    announce(run, payload, console)
-    return run
 
 
 @dataclass(frozen=True)
