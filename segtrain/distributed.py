@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -66,12 +68,55 @@ def joined_ranks(*, cuda: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
             "processes with torchrun (see docs/distributed.md), or unset WORLD_SIZE for one process"
         )
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), **_own_round(timeout_seconds))
     try:
         yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def may_restart() -> bool:
+    """Return whether torchrun starts the ranks anew where one of them ends with an error (--max-restarts)."""
+    return launched_size() > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def _own_round(timeout_seconds: float) -> dict[str, Any]:
+    """Return where the ranks join, as arguments of init_process_group: by default where torch has them join.
+
+    torchrun keeps one store over its restarts, and in it what the ranks of an earlier start said of themselves: one
+    that reads an address there before it is written anew waits for a rank that is gone. So each start gets a place of
+    its own in the store, whose name the first rank draws. It tells each other rank by a word which that has drawn:
+    nobody of an earlier start can have answered that. (How often torchrun has restarted its ranks would not do: each
+    machine has a count of its own.)
+    """
+    if not may_restart() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return {}
+    address, port, own_rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
+    tcp = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_seconds))
+    store, word = dist.PrefixStore("segtrain/rounds", tcp), uuid4().hex
+    if own_rank == 0:
+        _tell_name(store, word, timeout_seconds=timeout_seconds)
+        name = word
+    else:
+        store.set(f"hello/{own_rank}", word)
+        name = store.get(f"welcome/{word}").decode()
+        store.set(f"heard/{name}/{own_rank}", "")
+    return {"store": dist.PrefixStore(name, store), "rank": own_rank, "world_size": launched_size()}
+
+
+def _tell_name(store: dist.Store, name: str, *, timeout_seconds: float) -> None:
+    """Answer every rank that says hello, until all have heard the name."""
+    deadline = time.monotonic() + timeout_seconds
+    missing = list(range(1, launched_size()))
+    while missing:
+        for number in missing:
+            if store.check([f"hello/{number}"]):
+                store.set(f"welcome/{store.get(f'hello/{number}').decode()}", name)
+        missing = [number for number in missing if not store.check([f"heard/{name}/{number}"])]
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {missing} have not joined within {timeout_seconds:g} seconds")
+        time.sleep(0.05)
 
 
 def sum_over_ranks(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,9 +142,10 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     """Return the mean of floats over the ranks, on their device, in float64 and back: of equal values just these."""
     if world_size() == 1:
         return values
-    summed = values.detach().to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    device = "cuda" if dist.get_backend() == "nccl" else values.device
+    summed = values.detach().to(device, torch.float64, copy=True, memory_format=torch.contiguous_format)
     dist.all_reduce(summed, op=dist.ReduceOp.SUM)
-    return (summed / world_size()).to(values.dtype)
+    return (summed / world_size()).to(values.device, values.dtype)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
