@@ -73,15 +73,11 @@ def backward(grads: Tensor, inputs: Inputs, request: Request) -> Tensor:
 
     def run(launch: Launch) -> None:
         kernel[(read.programs(launch), len(result))](
-            **_tensors(read),
-            **_settings(read, request),
+            **_arguments(read, request, wanted_bits(request, SUMS)),
             gammas=read.gammas,
             grads=slopes,
             result=result,
             gamma=read.gamma,
-            C=num_classes,
-            WIDTH=power_of_two(num_classes),
-            WANTED=wanted_bits(request, SUMS),
             BLOCK=launch.block,
             **options(launch),
         )
@@ -109,8 +105,8 @@ def _few(read: Read, request: Request, wanted: int, mined: Mined | None) -> dict
 
 def _many(read: Read, request: Request, wanted: int, mined: Mined | None) -> dict[str, Tensor]:
     """Return the sums of many classes by name."""
-    losses = torch.empty(read.target.shape, dtype=torch.float32, device=read.logits.device)
     if mined is None:
+        losses = torch.empty(read.target.shape, dtype=torch.float32, device=read.logits.device)
         return _tiles(read, request, wanted, losses=losses) | _by_label(read, request, losses)
     sums = _tiles(read, request, wanted & ~LOG_MASS, losses=mined.losses, mined=mined)
     num_classes = read.logits.shape[1]
@@ -137,19 +133,13 @@ def _columns(
         programs = read.programs(launch)
         partial = read.partial(len(names), num_classes, programs * launch.block // LANE_PIXELS)
         triton_columns.forward[(programs, images)](
-            **_tensors(read),
-            **_settings(read, request),
-            **_mining(mined),
-            **read.corners(),
+            **_arguments(read, request, wanted),
+            **_outputs(read, mined),
             gammas=read.gammas,
             gamma=read.gamma,
             partial=partial,
             losses=None if mined is None else mined.losses,
             settled=settled,
-            largest=read.largest,
-            C=num_classes,
-            WIDTH=power_of_two(num_classes),
-            WANTED=wanted,
             BLOCK=launch.block,
             **options(launch),
         )
@@ -172,17 +162,11 @@ def _tiles(
         programs = read.programs(launch)
         partial = read.partial(len(names), num_classes, programs)
         triton_tiles.forward[(programs, images)](
-            **_tensors(read),
-            **_settings(read, request),
-            **_mining(mined),
-            **read.corners(),
+            **_arguments(read, request, wanted),
+            **_outputs(read, mined),
             partial=partial,
             losses=losses,
             settled=None,
-            largest=read.largest,
-            C=num_classes,
-            WIDTH=power_of_two(num_classes),
-            WANTED=wanted,
             BLOCK=launch.block,
             **options(launch),
         )
@@ -242,20 +226,21 @@ def _by_largest(read: Read, largest: Tensor, request: Request) -> dict[str, Tens
 
 def _kind(read: Read) -> tuple[Any, ...]:
     """Return what the fastest launch depends on."""
-    given = (read.weight, read.keep, read.largest)
+    given = (read.weight, read.keep, read.largest, read.enlargement)
     return read.logits.dtype, read.logits.shape[1], read.last, *(tensor is None for tensor in given)
 
 
-def _tensors(read: Read) -> dict[str, Any]:
-    names = ("logits", "target", "shift", "margin", "weight", "keep")
-    return {name: getattr(read, name) for name in names}
+def _arguments(read: Read, request: Request, wanted: int) -> dict[str, Any]:
+    """Return what forward and backward of few and of many classes take alike."""
+    num_classes = read.logits.shape[1]
+    tensors = {name: getattr(read, name) for name in ("logits", "target", "shift", "margin", "weight", "keep")}
+    shape = {"C": num_classes, "WIDTH": power_of_two(num_classes), "WANTED": wanted}
+    return {**tensors, **read.where(), "ignore_index": request.ignore_index, "factor": read.factor, **shape}
 
 
-def _settings(read: Read, request: Request) -> dict[str, Any]:
-    return {**read.where(), "ignore_index": request.ignore_index, "factor": read.factor}
-
-
-def _mining(mined: Mined | None) -> dict[str, Any]:
-    if mined is None:
-        return {"mask": None, "counts": None, "cut": 0.0}
-    return {"mask": mined.mask, "counts": mined.counts, "cut": mined.cut}
+def _outputs(read: Read, mined: Mined | None) -> dict[str, Any]:
+    """Return what the forward takes besides: how it enlarges, and where it leaves the largest class and the mask."""
+    mining: dict[str, Any] = {"mask": None, "counts": None, "cut": 0.0}
+    if mined is not None:
+        mining = {"mask": mined.mask, "counts": mined.counts, "cut": mined.cut}
+    return {**read.corners(), "largest": read.largest, **mining}

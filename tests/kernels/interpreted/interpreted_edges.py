@@ -40,7 +40,15 @@ def test_the_largest_float16_is_summed_right(oracle: Any) -> None:
     oracle.check(replace(inputs, logits=(65504 * signs).half()), request, ratios=0.0)
 
 
-@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (3, False), (26, False), (2, True)])
+@pytest.mark.parametrize(
+    ("classes", "sigmoid"),
+    [
+        (3, False),
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(26, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_class_made_impossible_harms_no_pixel_of_another(classes: int, sigmoid: bool, oracle: Any) -> None:
     wanted = ("probability", "squared_probability", "intersection", "cross_entropy", "focal")
     options = ("predictions",)

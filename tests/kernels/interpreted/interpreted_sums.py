@@ -72,15 +72,14 @@ def test_sigmoid_sums_and_gradients_are_the_plain_ones(classes: int, oracle: Any
 @pytest.mark.parametrize(
     ("classes", "sigmoid", "layout"),
     [
-        *((4, False, layout) for layout in LAYOUTS),
+        *((4, False, layout) for layout in (*LAYOUTS[:5], "one image for all")),
         (26, False, "channels_last"),
         (26, False, "some of the channels"),
-        (3, True, "channels_last"),
         (3, True, "channels_last, every second image"),
-        (3, True, "some of the channels"),
+        (3, True, "crop"),
         *(
             pytest.param(*kind, layout, marks=pytest.mark.slow)
-            for kind in ((26, False), (3, True))
+            for kind in ((4, False), (26, False), (3, True))
             for layout in LAYOUTS
         ),
     ],
@@ -148,9 +147,8 @@ def test_the_largest_logits_are_counted_as_torch_finds_them(classes: int, last: 
 
 def test_largest_logits_are_counted_with_mining_and_cost_no_other_sum(oracle: Any) -> None:
     for rule in (HardExamples(threshold=0.5, min_kept=0.1), HardExamples(threshold=1e-6, min_kept=0.4)):
-        for classes in (3, 26):
-            inputs, request = oracle.case(classes=classes, images=1, size=(1, 7), rule=rule, options=("predictions",))
-            oracle.check(inputs, request)
-            sums, counts, _ = oracle.backend(request).forward(inputs, replace(request, predictions=False))
-            assert len(counts) == 2
-            assert torch.equal(sums, oracle.backend(request).forward(inputs, request)[0])
+        inputs, request = oracle.case(classes=3, images=1, size=(1, 7), rule=rule, options=("predictions",))
+        oracle.check(inputs, request)
+        sums, counts, _ = oracle.backend(request).forward(inputs, replace(request, predictions=False))
+        assert len(counts) == 2
+        assert torch.equal(sums, oracle.backend(request).forward(inputs, request)[0])
