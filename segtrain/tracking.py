@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import hparams as hparams_summary
+from torch.utils.tensorboard.summary import image as image_summary
 
 from segtrain.errors import SegtrainError
 
@@ -22,6 +29,10 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
 Kind = Literal["train", "val", "exposure"]
 RESERVED_KEYS = frozenset({"step", "epoch", "kind"})
+
+
+class LogError(SegtrainError):
+    """The logs of a run cannot be written."""
 
 
 class Tracker:
@@ -40,7 +51,7 @@ class Tracker:
             all else stays, numbers only, and TensorBoard's images are dropped as they come with the evaluation.
 
     Raises:
-        SegtrainError: the folder cannot be written, here and in every method.
+        LogError: the folder cannot be written, here and in every method; of TensorBoard's file some reports later.
     """
 
     def __init__(self, folder: Path, *, start_step: int = 0, again: Collection[str] = ()) -> None:
@@ -53,7 +64,7 @@ class Tracker:
             self._file = self._path.open("a", encoding="utf-8", newline="\n")
             # TensorBoard forgets the events of an earlier process from this step on.
             purge_step = start_step + (0 if again else 1) if start_step else 0
-            self._writer = SummaryWriter(str(folder / EVENTS_FOLDER), purge_step=purge_step, flush_secs=20)
+            self._events = _EventFile(folder / EVENTS_FOLDER, purge_step=purge_step)
             for line in at_start if again else ():
                 self._tell_tensorboard(start_step, line, kind=line["kind"])
 
@@ -87,24 +98,22 @@ class Tracker:
             self._file.write(line + "\n")
             self._file.flush()
             self._tell_tensorboard(step, finite, kind=kind)
-            if kind == "val":
-                self._writer.flush()
 
     def _tell_tensorboard(self, step: int, values: Mapping[str, Any], *, kind: str) -> None:
         told = {key: value for key, value in values.items() if value is not None and key not in RESERVED_KEYS}
         # one event of all: an event for each number of each class would cost more than counting them
         summary = Summary(value=[Summary.Value(tag=f"{kind}/{key}", simple_value=value) for key, value in told.items()])
-        self._writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+        self._events.add(summary, step)
 
     def flush(self) -> None:
-        """Write what TensorBoard buffers; lines of metrics.jsonl are never buffered."""
+        """Wait until TensorBoard's file has all that was reported; lines of metrics.jsonl are written at once."""
         with self._failures_explained():
-            self._writer.flush()
+            self._events.flush()
 
     def image(self, step: int, tag: str, image: NDArray[np.uint8]) -> None:
         """Show an image (uint8 [H, W, 3]) in TensorBoard under `tag`."""
         with self._failures_explained():
-            self._writer.add_image(tag, image, step, dataformats="HWC")
+            self._events.add(image_summary(tag, image, dataformats="HWC"), step)  # type: ignore[no-untyped-call]
 
     def hparams(self, step: int, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Show settings and final numbers in TensorBoard's table of runs.
@@ -119,10 +128,10 @@ class Tracker:
         with self._failures_explained():
             # SummaryWriter.add_hparams would make a run of its own inside this one.
             for summary in hparams_summary(settings, results):  # type: ignore[no-untyped-call]
-                self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-            for key, value in results.items():
-                self._writer.add_scalar(key, value, step)
-            self._writer.flush()
+                self._events.add(summary, None)
+            values = [Summary.Value(tag=key, simple_value=value) for key, value in results.items()]
+            self._events.add(Summary(value=values), step)
+            self._events.flush()
 
     def close(self) -> None:
         """Write what is buffered and close the files; closing twice does no harm."""
@@ -130,7 +139,7 @@ class Tracker:
             try:
                 self._file.close()
             finally:
-                self._writer.close()
+                self._events.close()
 
     def __enter__(self) -> Tracker:
         return self
@@ -138,7 +147,11 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except LogError:
+            if error is None:  # else it is what the user must know
+                raise
 
     def _drop_lines_past_start(self, again: Collection[str]) -> list[dict[str, Any]]:
         """Rewrite metrics.jsonl without lines past the start, without what comes again, and without damaged ones.
@@ -170,10 +183,54 @@ class Tracker:
         try:
             yield
         except OSError as error:
-            raise SegtrainError(
+            raise LogError(
                 f"the logs of the run cannot be written under {self._path.parent}: {error.strerror or error}; "
                 "free space or permissions there, then go on with train.resume=auto"
             ) from error
+
+
+class _EventFile:
+    """A file of TensorBoard's own format, written in a thread: its checksums are slow in Python, and GPUs would wait.
+
+    Unlike TensorBoard's writer it hands on what it is given at once, keeps nothing back in a buffer, and tells of a
+    full disk by an error alone, without a traceback from its thread.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in the order of their names
+        path = folder / f"events.out.tfevents.{seconds:010}.{rest:09}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(path.open("wb"))
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
+        self._pending: deque[Future[None]] = deque()
+        self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._put(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, summary: Any, step: int | None) -> None:
+        """Write a summary; raises OSError where an earlier one could not be written."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._put(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _put(self, event: Any) -> None:
+        self._pending.append(self._pool.submit(self._write, event.SerializeToString()))
+
+    def _write(self, record: bytes) -> None:
+        self._records.write(record)
+        self._records.flush()
+
+    def flush(self) -> None:
+        """Wait until all is written; raises OSError where something could not be."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Write all and close the file."""
+        try:
+            self.flush()
+        finally:
+            self._pool.shutdown()
+            self._records.close()
 
 
 class SilentTracker(Tracker):

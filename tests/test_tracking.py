@@ -5,22 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import math
+import resource
+import signal
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 
 from segtrain.errors import SegtrainError
-from segtrain.tracking import Tracker
-
-
-@pytest.fixture(autouse=True)
-def _event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of one second and one process are read in the order of a counter's text, where 10 comes before 9."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", type(event_file_writer._global_uid)(0))
+from segtrain.tracking import LogError, Tracker
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -161,3 +157,59 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(SegtrainError, match="cannot be written"):
         Tracker(tmp_path / "run")
+
+
+def test_what_is_reported_is_in_tensorboards_file_before_a_checkpoint_is_written(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    for step in range(1, 8):
+        tracker.scalars(step, {"loss": float(step)}, kind="train")
+    tracker.flush()  # and then a SIGKILL: nothing is closed
+    assert [event.step for event in events(tmp_path).Scalars("train/loss")] == list(range(1, 8))
+    tracker.close()
+
+
+def test_an_evaluation_that_was_reported_and_not_saved_is_reported_again_and_shown_once(tmp_path: Path) -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    with Tracker(tmp_path) as tracker:
+        tracker.scalars(10, {"loss": 0.5}, kind="train")
+        tracker.scalars(10, {"miou": 0.1}, kind="val")
+        tracker.image(10, "samples/0", image)
+    with Tracker(tmp_path, start_step=10, again=("val",)) as tracker:
+        tracker.scalars(10, {"miou": 0.1}, kind="val")
+        tracker.image(10, "samples/0", image)
+        tracker.scalars(15, {"loss": 0.25}, kind="train")
+    assert [(line["step"], line["kind"]) for line in lines(tmp_path)] == [(10, "train"), (10, "val"), (15, "train")]
+    board = events(tmp_path)
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(10, 0.5), (15, 0.25)]
+    assert len(board.Scalars("val/miou")) == 1
+    assert len(board.Images("samples/0")) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("size", [400, 2000])
+def test_files_that_cannot_grow_are_one_clear_error(tmp_path: Path, size: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    values = {f"iou/class_{number}": 0.5 for number in range(20)}
+    tracker = Tracker(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        with pytest.raises(LogError, match=r"logs of the run cannot be written under .*train\.resume=auto"):
+            deque((tracker.scalars(step, values, kind="val") for step in range(20)), maxlen=0)
+        with pytest.raises(ZeroDivisionError), tracker:  # what was the matter first is what is told
+            _ = 1 / 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_tensorboards_file_alone_tells_of_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(record: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tracker = Tracker(tmp_path)
+    monkeypatch.setattr(tracker._events, "_write", refuse)
+    tracker.scalars(1, {"loss": 1.0}, kind="train")
+    with pytest.raises(LogError, match="No space left on device"):
+        tracker.flush()
+    tracker.close()

@@ -228,8 +228,9 @@ def start_method() -> str | None:
 
 def prepare_worker(worker: int) -> None:
     """Make a worker leave signals to the main process, which ends it, and use one thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

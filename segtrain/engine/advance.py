@@ -33,8 +33,8 @@ def advance(run: Run, window: list[dict[str, Any]], *, waited: float) -> None:
     values = make_step(run, window)
     if run.device.type == "cpu":  # where looking costs nothing, a run that is lost need not go on to the next log line
         run.settle()
-    _report_exposure(run, counting)
     run.meter.add(values, num_images=sum(len(batch["image"]) for batch in window), waited=waited)
+    _report_exposure(run, counting)
 
 
 def log_step(run: Run) -> dict[str, float]:
@@ -57,7 +57,7 @@ def log_step(run: Run) -> dict[str, float]:
 
 def _report_exposure(run: Run, counting: Future[list[NDArray[np.int64]]]) -> None:
     """Take in what was counted in the targets of a step, and report it at the end of an epoch."""
-    for rows in counting.result():
-        values = run.exposure.add(rows)
+    # all is counted before any of it is reported: where the logs fail, the state is whole, and can be saved
+    for values in [run.exposure.add(rows) for rows in counting.result()]:
         if values is not None:
             run.tracker.scalars(run.state.step, values, kind="exposure", epoch=run.schedule.epoch(run.state.step))

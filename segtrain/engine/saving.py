@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segtrain.distributed import rank
+from segtrain.distributed import rank, world_size
 from segtrain.engine.checkpoint import save_checkpoint
 from segtrain.engine.ranks import agreed
 from segtrain.engine.rotation import rotate
@@ -32,6 +32,23 @@ def save_last(run: Run) -> None:
             save_checkpoint(run.last_path, payload)
             rotate(run.last_path, step=run.state.step, keep_last=run.config.train.keep_last)
     run.saved = state
+
+
+def save_unsaved(run: Run) -> bool:
+    """Save the steps since the last save as an error is about to end the run between two steps; whether there were any.
+
+    Of several ranks the others are in the middle of something: then nothing is saved.
+
+    Raises:
+        CheckpointError: it could not be written; the one before it is untouched.
+    """
+    step = run.state.step
+    if world_size() > 1 or step == 0 or (run.saved is not None and run.saved[0] == step):
+        return False
+    run.settle()
+    save_checkpoint(run.last_path, run.resume_payload())
+    rotate(run.last_path, step=step, keep_last=run.config.train.keep_last)
+    return True
 
 
 def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:

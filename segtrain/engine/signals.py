@@ -1,4 +1,4 @@
-"""A polite stop: once training steps, SIGINT and SIGTERM set a flag, and the loop ends at a safe place."""
+"""A polite stop: once training steps, SIGINT, SIGTERM and SIGUSR1 set a flag, and the loop ends at a safe place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what SLURM sends on request some time before a job's end; Windows has none
+HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 IMPATIENT = 3
 
 
@@ -16,15 +17,16 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Catches SIGINT and SIGTERM while it is entered.
+    """Catches SIGINT, SIGTERM and SIGUSR1 while it is entered.
 
     Before `hold` there is nothing to save, and a signal ends the program at once: KeyboardInterrupt for SIGINT,
-    SystemExit with 143 for SIGTERM. After it a signal sets a flag; the third one interrupts all the same.
+    SystemExit with 143 for SIGTERM and 138 for SIGUSR1. After it a signal sets a flag, and no more: the first one that
+    came is the one that counts. Only the third Ctrl-C interrupts all the same; programs may send others repeatedly.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._times = 0
+        self._interrupts = 0
         self._held = False
         self._previous: dict[int, Any] = {}
 
@@ -37,20 +39,22 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not installed from Python cannot be put back from it
+                signal.signal(number, handler)
 
     def hold(self) -> None:
         """From here on, signals only set the flag."""
         self._held = True
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self._times += 1
-        if self._held and self._times < IMPATIENT:
+        if self.signal is None:
+            self.signal = number
+        self._interrupts += number == signal.SIGINT
+        if self._held and (number != signal.SIGINT or self._interrupts < IMPATIENT):
             return
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + number)
-        raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     @property
     def requested(self) -> bool:

@@ -26,11 +26,12 @@ from segtrain.engine.monitor import class_warnings, record_best, should_stop_ear
 from segtrain.engine.pulse import Pulse
 from segtrain.engine.ranks import agreed, broadcast_weights, from_first, rank_console, rank_device, training_ranks
 from segtrain.engine.run import Run
-from segtrain.engine.saving import save_best, save_last
+from segtrain.engine.saving import save_best, save_last, save_unsaved
 from segtrain.engine.setup import prepare
 from segtrain.engine.signals import Interrupted, StopRequest
 from segtrain.engine.thresholds import ThresholdTuner
-from segtrain.errors import SegtrainError
+from segtrain.errors import DataError, SegtrainError
+from segtrain.tracking import LogError
 
 OUT_OF_MEMORY = (
     "out of memory: lower train.batch_size and raise train.accumulate by the same factor, use smaller crops or a "
@@ -100,6 +101,10 @@ def train(
                 say(console, run.exposure.table())
             except torch.OutOfMemoryError as error:
                 raise SegtrainError(OUT_OF_MEMORY) from error
+            except (LogError, DataError):  # found between two steps: what was learnt until now is not lost
+                if save_unsaved(run):
+                    say(console, f"saved step {run.state.step} ahead of the error that ends the run")
+                raise
             except Interrupted:
                 say(console, f"stopped by a signal after step {run.state.step}; go on with train.resume=auto")
                 best = run.best_path if run.best_path.is_file() else None

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer import event_file_writer
 from torch import Tensor, nn
 
 from segtrain.config import Config
@@ -43,6 +42,7 @@ STATE = (
     "training.exposure",
     "training.meter",
     "training.telemetry",
+    "training.non_finite_in_a_row",
 )
 DISTURBED = ("stopped", "died")
 
@@ -164,7 +164,7 @@ def part_of(payload: dict[str, Any], key: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def runs(module_config: Callable[..., Config], tiny_net: type[nn.Module]) -> Iterator[dict[str, Finished]]:
+def runs(module_config: Callable[..., Config], tiny_net: type[nn.Module]) -> dict[str, Finished]:
     """An undisturbed run; one stopped by SIGINT and by SIGTERM; one that died; on 0 and 2 workers by turns."""
 
     def config(name: str, *, workers: int, resume: str = "none") -> Config:
@@ -174,26 +174,23 @@ def runs(module_config: Callable[..., Config], tiny_net: type[nn.Module]) -> Ite
     def net(**options: int) -> nn.Module:
         return Disturbed(tiny_net(2), **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        # files of one second and one process are read in the order of a counter's text, where 10 comes before 9
-        patch.setattr(event_file_writer, "_global_uid", type(event_file_writer._global_uid)(0))
-        for name in ("whole", *DISTURBED):
-            random.seed(3)
-            np.random.seed(3)  # noqa: NPY002
-            if name == "whole":
-                assert run(config(name, workers=0), net()) is None
-            elif name == "stopped":
-                # in the first batch of step 4, and in the second one of step 7: both in the middle of an epoch
-                assert run(config(name, workers=2), net(at=7, number=signal.SIGINT)) == signal.SIGINT
-                assert saved_step(config(name, workers=0)) == 4
-                shaken()
-                assert run(config(name, workers=0, resume="auto"), net(at=6, number=signal.SIGTERM)) == signal.SIGTERM
-                assert saved_step(config(name, workers=0)) == 7
-                shaken()
-                assert run(config(name, workers=2, resume="auto"), net()) is None
-            else:
-                die_twice(config, net)
-        yield {name: finished(config(name, workers=0)) for name in ("whole", *DISTURBED)}
+    for name in ("whole", *DISTURBED):
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        if name == "whole":
+            assert run(config(name, workers=0), net()) is None
+        elif name == "stopped":
+            # in the first batch of step 4, and in the second one of step 7: both in the middle of an epoch
+            assert run(config(name, workers=2), net(at=7, number=signal.SIGINT)) == signal.SIGINT
+            assert saved_step(config(name, workers=0)) == 4
+            shaken()
+            assert run(config(name, workers=0, resume="auto"), net(at=6, number=signal.SIGTERM)) == signal.SIGTERM
+            assert saved_step(config(name, workers=0)) == 7
+            shaken()
+            assert run(config(name, workers=2, resume="auto"), net()) is None
+        else:
+            die_twice(config, net)
+    return {name: finished(config(name, workers=0)) for name in ("whole", *DISTURBED)}
 
 
 def shaken() -> None:
@@ -272,4 +269,7 @@ def test_nothing_of_the_state_is_left_out_of_the_comparison(runs: dict[str, Fini
     payload = runs["whole"].last
     compared = {key.partition(".")[0] for key in STATE} | {"config", "format", "segtrain", "custom_model"}
     assert payload.keys() == compared
-    assert payload["training"].keys() == {key.partition(".")[2] for key in STATE if "." in key} | {"num_samples"}
+    assert payload["training"].keys() == {key.partition(".")[2] for key in STATE if "." in key} | {
+        "num_samples",
+        "world_size",
+    }
