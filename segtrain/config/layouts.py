@@ -68,14 +68,21 @@ class VocConfig(Section):
 
 
 class CocoConfig(Section):
-    """How the regions of a COCO file become one class for each pixel: the smaller of two lies on top."""
+    """How the regions of a COCO file become one class for each pixel, the smaller of two on top; or labels."""
 
-    unlabeled: str = Field(description="class, or 'ignore', of pixels outside of all regions")
+    unlabeled: str = Field(
+        description="class, 'ignore', or 'none' where classes may overlap, of pixels outside of all regions"
+    )
     others: str | None = Field(
-        None, description="class, or 'ignore', of categories that are no class and not in name_map; null: an error"
+        None,
+        description="class, 'ignore', or 'none' where classes may overlap, of categories that are no class and not in "
+        "name_map; null: an error",
     )
     crowd: Literal["ignore", "class"] = Field(
         "ignore", description="what the pixels of crowd regions are, where no other region lies"
+    )
+    masks: dict[str, str] = Field(
+        default_factory=dict, description="panoptic files alone; split: folder of its PNGs under root"
     )
     images: dict[str, str] = Field(
         default_factory=dict, description="split: folder of its images under root; those not listed: root itself"
@@ -219,9 +226,10 @@ class LayoutSection(Section):
 
     @model_validator(mode="after")
     def _splits_are_known(self) -> LayoutSection:
-        unknown = [split for split in self.coco.images if split not in self.splits] if self.coco is not None else []
-        if unknown:
-            raise ValueError(f"coco.images: {', '.join(unknown)} not among data.splits: {', '.join(self.splits)}")
+        for key in ("images", "masks") if self.coco is not None else ():
+            unknown = [split for split in getattr(self.coco, key) if split not in self.splits]
+            if unknown:
+                raise ValueError(f"coco.{key}: {', '.join(unknown)} not among data.splits: {', '.join(self.splits)}")
         return self
 
     @model_validator(mode="after")

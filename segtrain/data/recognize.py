@@ -152,6 +152,8 @@ def _coco(root: Path) -> Recognized | None:
             continue
         if index.used:
             found[path] = list(dict.fromkeys(index.categories.values()))
+    regions = {path: names for path, names in found.items() if open_index(path).mask_names is None}
+    found = regions or found  # of the same images, regions overlap and need no PNGs
     if not found:
         return None
     names = {path.relative_to(root).as_posix(): path for path in found}
@@ -164,7 +166,10 @@ def _coco(root: Path) -> Recognized | None:
     classes = tuple(dict.fromkeys(name for path in found for name in found[path]))
     notes = ["the categories of the JSON files"]
     notes += [f"the images of {split} were not found: name their folder" for split, at in folders.items() if at is None]
-    options = {"coco": {"unlabeled": IGNORE if len(classes) > 1 else "none", **({"images": images} if images else {})}}
+    section = {"unlabeled": IGNORE if len(classes) > 1 else "none", **({"images": images} if images else {})}
+    if not regions:  # panoptic: as they are published, the PNGs are in a folder of the file's name
+        section["masks"] = {split: name.removesuffix(".json") for split, name in splits.items()}
+    options = {"coco": section}
     return Recognized("coco", root, splits, options, classes, notes=tuple(notes))
 
 

@@ -21,8 +21,9 @@ class Sample:
     """One image and its mask; `name` is unique in the split: a posix path without suffix.
 
     mask: the file that holds the mask, which may hold those of other samples as well; None where there is none.
-    key: by which number such a file knows this sample. files: where each class has a mask file of its own, their paths
-    in class order, "" where there is none. All fields can be packed into arrays (see samples.py).
+    key: by which number such a file knows this sample. files: where it takes several files to know the mask, their
+    paths: one for each class in class order, "" where there is none, or a panoptic PNG and its JSON file. All fields
+    can be packed into arrays (see samples.py).
     """
 
     name: str

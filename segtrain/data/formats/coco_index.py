@@ -34,7 +34,8 @@ class CocoIndex:
     """The images of a COCO file in the order of their ids, and the regions of each.
 
     image_ids: int64 [N]. sizes: int64 [N, 2], height and width. text: the regions of all images as JSON, one after the
-    other; those of image i end at ends[i]. categories: the name of each category's id.
+    other; those of image i end at ends[i]. categories: the name of each category's id. mask_names: of a panoptic file
+    the PNG of each image, "" where it has none; its regions are the segments, without a shape. Else None.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class CocoIndex:
     sizes: NDArray[np.int64]
     text: bytes
     ends: NDArray[np.int64]
+    mask_names: tuple[str, ...] | None = None
 
     def used_categories(self) -> list[str]:
         """Names of the categories that regions have, in the order of their ids."""
@@ -96,11 +98,8 @@ def _get(content: Any, key: str) -> Any:
 def _build(path: Path, content: dict[str, Any]) -> CocoIndex:
     categories = {_whole(entry["id"]): str(entry["name"]) for entry in content["categories"]}
     images = sorted(content["images"], key=lambda entry: _whole(entry["id"]))
-    regions: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    for number, entry in enumerate(content["annotations"]):
-        shape = entry.get("segmentation", [])
-        region = (entry.get("id", number), _whole(entry["category_id"]), bool(entry.get("iscrowd", 0)), shape)
-        regions[_whole(entry["image_id"])].append(region)
+    masks = _panoptic_masks(path, content["annotations"])
+    regions = _regions(content["annotations"]) if masks is None else _segments(content["annotations"])
     ids = [entry["id"] for entry in images]
     repeated = sorted({one for one, other in pairwise(ids) if one == other})
     if repeated:
@@ -121,7 +120,46 @@ def _build(path: Path, content: dict[str, Any]) -> CocoIndex:
         ),
         text=b"".join(texts),
         ends=np.cumsum([len(text) for text in texts], dtype=np.int64),
+        mask_names=None if masks is None else tuple(masks.get(key, "") for key in ids),
     )
+
+
+Regions = defaultdict[int, list[tuple[Any, ...]]]
+
+
+def _regions(annotations: list[dict[str, Any]]) -> Regions:
+    """Number, category, crowd and shape of each region, by the id of its image."""
+    regions: Regions = defaultdict(list)
+    for number, entry in enumerate(annotations):
+        shape = entry.get("segmentation", [])
+        region = (entry.get("id", number), _whole(entry["category_id"]), bool(entry.get("iscrowd", 0)), shape)
+        regions[_whole(entry["image_id"])].append(region)
+    return regions
+
+
+def _segments(annotations: list[dict[str, Any]]) -> Regions:
+    """The same of the segments of a panoptic file, which have no shape there."""
+    regions: Regions = defaultdict(list)
+    for entry in annotations:
+        for part in entry["segments_info"]:
+            segment = (_whole(part["id"]), _whole(part["category_id"]), bool(part.get("iscrowd", 0)), None)
+            regions[_whole(entry["image_id"])].append(segment)
+    return regions
+
+
+def _panoptic_masks(path: Path, annotations: list[dict[str, Any]]) -> dict[int, str] | None:
+    """The PNG of each image of a panoptic file; None for files of regions."""
+    kinds = {"segments_info" in entry for entry in annotations}
+    if kinds == {True, False}:
+        raise DataError(f"{path}: some annotations are panoptic (segments_info), and some are regions")
+    if kinds != {True}:
+        return None
+    masks: dict[int, str] = {}
+    for entry in annotations:
+        key = _whole(entry["image_id"])
+        if masks.setdefault(key, str(entry["file_name"])) != str(entry["file_name"]):
+            raise DataError(f"{path}: the image {key} has two panoptic annotations")
+    return masks
 
 
 def _whole(value: Any) -> int:
