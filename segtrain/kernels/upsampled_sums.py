@@ -2,8 +2,7 @@
 
 On CUDA the kernels of softmax enlarge them in registers (`triton_coarse`). Elsewhere, and with sigmoid, forward and
 backward enlarge each strip of rows anew, so that beside the coarse logits and their gradient no more than one strip
-(and its gradient) exists; the strips go through `segtrain::class_sums`. The read that mining takes before goes by
-strips on every device.
+(and its gradient) exists; the strips go through `segtrain::class_sums`. Mining takes a read before, in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch.nn.functional import cross_entropy
 
 from segtrain.kernels import class_sums as ops
 from segtrain.kernels.labels import to_buckets
-from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request
 from segtrain.kernels.upsample import Size, Strip, add_adjoint, enlarge, strips
 
@@ -123,25 +121,32 @@ def _(grad: Tensor, coarse: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(coarse)
 
 
-@torch.no_grad()
-def mined(
+@torch.library.custom_op("segtrain::upsampled_mask", mutates_args=())
+def upsampled_mask(
     coarse: Tensor,
     target: Tensor,
-    rule: HardExamples,
-    *,
-    size: Size,
     shift: Tensor | None,
     margin: Tensor | None,
+    size: Sequence[int],
     ignore_index: int,
     scale: float,
+    mining: Sequence[float],
 ) -> Tensor:
     """Return which pixels `[N, H, W]` hard-example mining keeps: it ranks the whole batch, and so takes a read before.
 
-    What is held meanwhile is one loss a pixel. Softmax alone.
+    What is held meanwhile is one loss a pixel. Softmax alone; `mining` as in `Request`.
     """
+    covers = (size[0], size[1])
+    request = Request((), False, ignore_index, (2.0,), scale, tuple(mining))
+    if coarse.is_cuda:
+        from segtrain.kernels import triton_softmax
+
+        with torch.cuda.device(coarse.device):
+            return triton_softmax.forward(Inputs(coarse, target, shift, margin), request, size=covers)[2]
+    assert request.rule is not None
     loss = torch.zeros(target.shape, dtype=torch.promote_types(coarse.dtype, torch.float32), device=coarse.device)
     with torch.autocast(coarse.device.type, enabled=False):
-        for strip, scores, (part,) in _enlarged(coarse, (target,), size):
+        for strip, scores, (part,) in _enlarged(coarse, (target,), covers):
             assert part is not None
             labels = part.long()
             if shift is not None:
@@ -153,7 +158,12 @@ def mined(
             losses = cross_entropy(scores * scale, labels, ignore_index=ignore_index, reduction="none")
             loss[strip.images, strip.rows] = losses
     buckets = to_buckets(target, num_classes=coarse.shape[1], ignore_index=ignore_index)
-    return rule(loss, buckets, num_buckets=coarse.shape[1])
+    return request.rule(loss, buckets, num_buckets=coarse.shape[1])
+
+
+@upsampled_mask.register_fake
+def _(coarse: Tensor, target: Tensor, *others: Any) -> Tensor:
+    return target.new_empty(target.shape, dtype=torch.bool)
 
 
 def _enlarged(

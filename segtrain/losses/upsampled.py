@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from segtrain.kernels.request import PREDICTIONS, SUMS, Request
+from segtrain.kernels.request import PREDICTIONS, SUMS, Request, encode_mining
 from segtrain.kernels.upsample import CoarseLogits
-from segtrain.kernels.upsampled_sums import mined, upsampled_class_sums
+from segtrain.kernels.upsampled_sums import upsampled_class_sums, upsampled_mask
 from segtrain.losses.class_sums import Activation, ClassSums, by_name, check_inputs, class_sums, is_fused
 from segtrain.losses.hard_examples import HardExamples
 
@@ -58,15 +58,9 @@ def class_sums_of(
     if keep is not None and activation == "sigmoid":
         raise ValueError("hard-example mining of coarse logits goes with softmax alone")
     if keep is not None:
-        mask = mined(
-            logits.values,
-            target,
-            keep,
-            size=logits.size,
-            shift=shift,
-            margin=margin,
-            ignore_index=ignore_index,
-            scale=float(scale),
+        vectors = [None if tensor is None else tensor.detach() for tensor in (shift, margin)]
+        mask = upsampled_mask(
+            logits.values.detach(), target, *vectors, logits.size, ignore_index, float(scale), encode_mining(keep)
         )
     request = Request(
         wanted=tuple(name for name in SUMS if name in wanted),

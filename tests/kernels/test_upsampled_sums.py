@@ -12,8 +12,10 @@ from torch.nn.functional import interpolate
 from segtrain.errors import ConfigError
 from segtrain.kernels import upsample
 from segtrain.kernels.confusion import confusion_update
+from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.request import encode_mining
 from segtrain.kernels.upsample import CoarseLogits, add_adjoint, enlarge, strips
-from segtrain.kernels.upsampled_sums import upsampled_class_sums
+from segtrain.kernels.upsampled_sums import upsampled_class_sums, upsampled_mask
 from segtrain.losses import build_loss
 from segtrain.losses.class_sums import PREDICTIONS, ClassSums
 
@@ -153,6 +155,8 @@ def test_the_operator_keeps_its_contract_with_torch(monkeypatch: pytest.MonkeyPa
     arguments = (values, target, None, None, None, None, [9, 8], [0, 2, 3], False, 255, [2.0], 1.0, True)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(upsampled_class_sums, arguments, test_utils=utils)
+    mining = encode_mining(HardExamples(top_k=0.3))
+    torch.library.opcheck(upsampled_mask, (values.detach(), target, None, None, [9, 8], 255, 1.0, mining))
 
 
 def test_largest_logits_are_counted_of_the_enlarged_ones() -> None:

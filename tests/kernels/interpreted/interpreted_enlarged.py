@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from segtrain.kernels import launch, triton_coarse
+from segtrain.kernels import launch, triton_coarse, triton_softmax
+from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request
 from segtrain.losses.plain_sums import plain_sums
 
@@ -76,6 +77,18 @@ def test_sums_and_gradients_are_those_of_interpolated_logits(
     torch.testing.assert_close(
         gradient.double(), expected, rtol=step, atol=1e-4 * max(1.0, float(expected.abs().max()))
     )
+
+
+def test_mining_ranks_the_enlarged_pixels(oracle: Any) -> None:
+    sizes = SIZES[1]
+    inputs, request = enlarged(oracle, 3, sizes, wanted=(), rule=HardExamples(top_k=0.3))
+    _, counts, mask = triton_softmax.forward(inputs, request, size=sizes[1])
+    valid = inputs.target != request.ignore_index
+    assert int(mask.sum()) == int(counts[1].sum()) == max(round(0.3 * int(valid.sum())), 1)
+    full = interpolate(inputs.logits, size=sizes[1], mode="bilinear", align_corners=False)[..., :4, :6]
+    labels = inputs.target.long().masked_fill(~valid, -1)
+    loss = torch.nn.functional.cross_entropy(full, labels, ignore_index=-1, reduction="none")
+    assert float(loss[mask].min()) >= float(loss[valid & ~mask].max()) - 1e-5
 
 
 def test_a_mask_of_ignored_pixels_leaves_coarse_logits_without_gradient(oracle: Any) -> None:
