@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="change a setting of the run, such as evaluate.batch_size=2; may be given several times",
     )
+    parser.add_argument(
+        "--save",
+        action="append",
+        default=[],
+        choices=("probabilities",),
+        help="write more: a grey PNG of 16 bits with the probability of each class",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist in --out")
 
 
@@ -35,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite:
         check_outputs(sources, args.out)
     loaded, config = open_run(args, overrides=args.overrides)
-    if config.data.multi_label and not args.overwrite:
-        check_outputs(sources, args.out, class_names=config.data.class_names)
+    if not args.overwrite:
+        check_outputs(sources, args.out, config=config, save=args.save)
     predictor = Predictor.from_config(
         config,
         model=loaded.model,
@@ -44,11 +51,15 @@ def run(args: argparse.Namespace) -> int:
         frequencies=loaded.frequencies,
         thresholds=loaded.thresholds,
     )
-    written = write_predictions(sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path)
+    written = write_predictions(
+        sources, args.out, config=config, predictor=predictor, checkpoint=loaded.path, save=args.save
+    )
     console = make_console()
     kinds = "index/ (class numbers), palette/ (colours), overlay/ (on the image)"
     if config.data.multi_label:
         kinds = "labels/<class>/ (255 where it is present), overlay/ (on the image)"
+    if args.save:
+        kinds += ", probabilities/<class>/ (65535 stands for 1)"
     say(console, f"{written} images, in {args.out}: {kinds}")
     if config.data.label_map is not None and not config.data.multi_label:
         say(console, "index/ holds the class numbers of classes.json, not the mask values of data.label_map")

@@ -24,14 +24,15 @@ from segtrain.data.images import read_image
 from segtrain.data.problems import FileProblem
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import class_palette, colorize, overlay
-from segtrain.engine import label_files
-from segtrain.engine.predict import Predictor
-from segtrain.errors import DataError, listing
+from segtrain.engine import label_files, probability_files
+from segtrain.engine.predict import Predictor, resize_logits
+from segtrain.errors import ConfigError, DataError, listing
 from segtrain.files import write_json, write_whole
 
 JPEG_QUALITY = 90
 OUTPUTS = ("index", "palette", "overlay")
-OWN_FOLDERS = (*OUTPUTS, label_files.FOLDER)
+OWN_FOLDERS = (*OUTPUTS, label_files.FOLDER, probability_files.FOLDER)
+EXTRAS = ("probabilities",)  # what `save` may ask for
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,19 @@ def _check_names(sources: Sequence[Source]) -> None:
         )
 
 
-def check_outputs(sources: Sequence[Source], out: Path, *, class_names: Sequence[str] | None = None) -> None:
+def check_outputs(
+    sources: Sequence[Source], out: Path, *, config: Config | None = None, save: Sequence[str] = ()
+) -> None:
     """Raise DataError, naming them, if any file that would be written exists.
 
-    class_names: of classes that may overlap, each of which gets a file of its own; None: one class for each pixel.
+    config: of the run, once it is known: classes that may overlap have a file each, and so have probabilities.
     """
     wanted = [path for source in sources for path in source.outputs(out)]
-    if class_names is not None:
-        wanted = [
-            path for source in sources for path in label_files.label_paths(source.name, out, class_names).values()
-        ]
+    if config is not None:
+        names = config.data.class_names
+        kinds = [label_files.label_paths] if config.data.multi_label else []
+        kinds += [probability_files.probability_paths] if "probabilities" in save else []
+        wanted = [path for source in sources for kind in kinds for path in kind(source.name, out, names).values()]
     existing = [str(path) for path in [*wanted, out / "classes.json", out / "manifest.json"] if path.exists()]
     if existing:
         advice = "nothing was written; choose another --out, or replace them with --overwrite"
@@ -115,31 +119,51 @@ def check_outputs(sources: Sequence[Source], out: Path, *, class_names: Sequence
 
 
 def write_predictions(
-    sources: Sequence[Source], out: Path, *, config: Config, predictor: Predictor, checkpoint: Path
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    config: Config,
+    predictor: Predictor,
+    checkpoint: Path,
+    save: Sequence[str] = (),
 ) -> int:
     """Write the masks of all readable images, classes.json and manifest.json; return the number of images.
 
     Each image gets an index PNG (class numbers, 8 bits, 16 above 256 classes), a palette PNG (the same with the
     classes' colours; RGB above 256 classes) and an overlay JPEG, all at its own stored size: EXIF orientation is
     not applied, as in training. Where classes may overlap, each has a grey PNG of its own, 255 where it is present, and
-    the overlay shows them all; see `segtrain.engine.label_files`.
+    the overlay shows them all; see `segtrain.engine.label_files`. With probabilities in `save` each class also gets a
+    map of its probability; see `segtrain.engine.probability_files`.
 
     Raises:
+        ConfigError: `save` names none of EXTRAS.
         DataError: images that could not be read, all in one message, after the others have been written.
     """
+    if unknown := [name for name in save if name not in EXTRAS]:
+        raise ConfigError(f"nothing of that name can be saved: {', '.join(unknown)}; known: {', '.join(EXTRAS)}")
     colors = class_palette(config.data)
     problems: list[str] = []
     entries: list[dict[str, Any]] = []
     names = config.data.class_names
     several = config.data.multi_label
     about = label_files.describe_labels(names, colors) if several else describe_classes(config, colors)
+    if "probabilities" in save:
+        about["probabilities"] = probability_files.describe_probabilities(names)
     write_json(out / "classes.json", about)
     with progress("predicting", len(sources)) as advance:
         for batch in _batches(sources, config, predictor.batch_size, problems):
-            predictions = _predict(batch, config, predictor)
+            maps = {
+                source.name: probability_files.probability_paths(source.name, out, names)
+                for source, _ in batch
+                if "probabilities" in save
+            }
+            predictions = (
+                _predict_with_maps(batch, config, predictor, maps) if maps else _predict(batch, config, predictor)
+            )
             for (source, image), prediction in zip(batch, predictions, strict=True):
                 labels = label_files.label_paths(source.name, out, names) if several else None
                 files = _write_masks(source.outputs(out), image, prediction, colors=colors, labels=labels)
+                files |= {"probabilities": maps[source.name]} if maps else {}
                 entries.append(_entry(source, image.shape[:2], files, out))
                 advance(1)
     write_json(
@@ -196,12 +220,27 @@ def _batches(sources: Sequence[Source], config: Config, size: int, problems: lis
 
 
 def _predict(batch: Sequence[Pair], config: Config, predictor: Predictor) -> list[npt.NDArray[Any]]:
+    return list(predictor.classes(_stacked(batch, config), size=batch[0][1].shape[:2]).numpy())
+
+
+def _predict_with_maps(
+    batch: Sequence[Pair], config: Config, predictor: Predictor, maps: Mapping[str, Mapping[str, Path]]
+) -> list[npt.NDArray[Any]]:
+    """Predict as `_predict` does, and write the probabilities on the way: their logits are not kept."""
+    predictions, activation = [], probability_files.activation_of(config)
+    for (source, image), logits in zip(batch, predictor.logits(_stacked(batch, config)), strict=True):
+        resized = resize_logits(logits[None], image.shape[:2])
+        probability_files.write_probabilities(maps[source.name], resized[0], activation=activation)
+        predictions.append(predictor.decide(resized)[0].cpu().numpy())
+    return predictions
+
+
+def _stacked(batch: Sequence[Pair], config: Config) -> torch.Tensor:
+    """The images as the network is to see them, [N, C, H, W] as stored."""
     images = [image for _, image in batch]
-    height, width = images[0].shape[:2]
     if config.data.input_size is not None:
         images = [resize_image(image, config.data.input_size) for image in images]
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return list(predictor.classes(stacked, size=(height, width)).numpy())
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def _write_masks(

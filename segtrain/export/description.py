@@ -16,6 +16,7 @@ from segtrain.config.schema import ModelConfig, Threshold, TileConfig
 from segtrain.config.sections import Count, Positive, Section
 from segtrain.config.transforms import Size
 from segtrain.engine.predict import Predictor
+from segtrain.engine.probability_files import activation_of
 from segtrain.errors import CheckpointError, some
 
 FORMAT = 1
@@ -104,7 +105,6 @@ def describe(
     """
     start = {"encoder_weights": None, "init_from": None, "freeze": (), "prior_bias": False}
     data, tau = config.data, config.evaluate.prior_tau
-    sigmoid = data.multi_label or (config.loss != "auto" and config.loss.activation == "sigmoid")
     scores = {key: None if math.isnan(value) else float(value) for key, value in checkpoint.get("scores", {}).items()}
     return Description(
         segtrain=segtrain.__version__,
@@ -114,7 +114,7 @@ def describe(
         upsampling_outside=config.fused_upsample,
         classes=data.classes,
         labels="multi_label" if data.multi_label else "exclusive",
-        activation="sigmoid" if sigmoid else "softmax",
+        activation=activation_of(config),
         preprocessing=Preprocessing(
             channels=_channels(config),
             normalize=data.normalize,
