@@ -76,6 +76,6 @@ def count_largest(
         p = start + tl.arange(0, BLOCK)
         inside = p < pixels
         label, _ = read_labels(target, n * pixels + p, inside, ignore_index, num_classes)
-        found = tl.load(largest + n * pixels + p, mask=inside, other=0).to(tl.int32)
+        found = tl.load(largest + n * pixels + p, mask=label >= 0, other=0).to(tl.int32)
         bins += tl.histogram(2 * found + (found == label).to(tl.int32), BINS, mask=label >= 0)
     tl.store(partial + (n * tl.num_programs(0) + s) * BINS + tl.arange(0, BINS), bins)

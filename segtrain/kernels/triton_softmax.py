@@ -17,8 +17,10 @@ from segtrain.kernels.launch import (
     MINING,
     TUNER,
     Launch,
+    check_extent,
     columns,
     holds_all,
+    num_programs,
     tiles,
 )
 from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request
@@ -55,7 +57,8 @@ def forward(inputs: Inputs, request: Request, *, size: Size | None = None) -> tu
     else:
         sums = _many(read, request, wanted, mined)
     if read.largest is not None and read.target.numel():
-        sums |= _by_largest(read, read.largest, request)
+        settings = {"num_classes": num_classes, "ignore_index": request.ignore_index}
+        sums |= zip(PREDICTIONS, count_largest(read.largest, read.target, **settings), strict=True)
     mask = inputs.target.new_empty(0, dtype=torch.bool) if mined is None else mined.mask.view(torch.bool)
     stacked = [sums[name] for name in request.wanted]
     counts = torch.stack([sums[name] for name in (*COUNTS, *(PREDICTIONS if request.predictions else ()))])
@@ -204,24 +207,30 @@ def _by_label(read: Read, request: Request, losses: Tensor, *, settled: Tensor |
     return sums if settled is None else {name: sums[name] for name in ("kept", "cross_entropy", "focal")}
 
 
-def _by_largest(read: Read, largest: Tensor, request: Request) -> dict[str, Tensor]:
-    """Return the PREDICTIONS from the class map that a read left."""
-    images, num_classes = read.logits.shape[:2]
-    bins, programs = power_of_two(2 * num_classes), read.programs(MINING)
-    partial = torch.empty((images, programs, bins), dtype=torch.int32, device=largest.device)
-    triton_labels.count_largest[(programs, images)](
-        largest,
-        read.target,
-        partial,
-        pixels=read.pixels,
-        num_classes=num_classes,
-        ignore_index=request.ignore_index,
-        BINS=bins,
-        BLOCK=MINING.block,
-        **options(MINING),
-    )
+def count_largest(largest: Tensor, target: Tensor, *, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return how often each class is the largest at valid pixels, and is the label there too: float64 `[N, C]` each.
+
+    Both are integer `[N, H, W]`, contiguous. A target as its own largest classes gives its pixels.
+    """
+    images, pixels = len(target), target.shape[1] * target.shape[2]
+    check_extent(images, pixels)
+    programs = num_programs(MINING, pixels, device=target.device, shared_by=images)
+    bins = power_of_two(2 * num_classes)
+    partial = torch.empty((images, programs, bins), dtype=torch.int32, device=target.device)
+    if partial.numel():
+        triton_labels.count_largest[(programs, images)](
+            largest,
+            target,
+            partial,
+            pixels=pixels,
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            BINS=bins,
+            BLOCK=MINING.block,
+            **options(MINING),
+        )
     wrong, correct = partial.sum(1).double()[:, : 2 * num_classes].view(images, num_classes, 2).unbind(-1)
-    return {"predicted": wrong + correct, "correct": correct}
+    return wrong + correct, correct
 
 
 def _kind(read: Read) -> tuple[Any, ...]:

@@ -179,6 +179,12 @@ def by_name(sums: Tensor, counts: Tensor, request: Request) -> dict[str, Tensor]
 
 def target_pixels(target: Tensor, *, num_classes: int, ignore_index: int, pixel_weight: Tensor | None = None) -> Tensor:
     """Return `ClassSums.pixels` of a target `[N, H, W]` alone: float64 `[N, C]`."""
+    if target.is_cuda and pixel_weight is None and is_fused(target.device, torch.float32, num_classes):
+        from segtrain.kernels.triton_softmax import count_largest
+
+        labels = target.contiguous()
+        with torch.cuda.device(target.device):
+            return count_largest(labels, labels, num_classes=num_classes, ignore_index=ignore_index)[0]
     labels = narrow(target, num_classes=num_classes, ignore_index=ignore_index).flatten(1)
     valid = labels != ignore_index
     buckets = labels.masked_fill(~valid, num_classes)

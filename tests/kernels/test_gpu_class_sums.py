@@ -13,7 +13,7 @@ from segtrain.kernels import class_sums as ops
 from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
 from segtrain.losses import build_loss
-from segtrain.losses.class_sums import PREDICTIONS, ClassSums, class_sums, fused_sums
+from segtrain.losses.class_sums import PREDICTIONS, ClassSums, class_sums, fused_sums, target_pixels
 from segtrain.losses.plain_sums import plain_sums
 
 # of torch, the first time that it is asked to tell of waits
@@ -220,3 +220,13 @@ def test_coarse_logits_are_summed_as_interpolated_ones_are(classes: int, ohem: d
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
     expected, found = (torch.autograd.grad(value, coarse)[0] for value in values)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("classes", [2, 19, 150])
+def test_the_pixels_of_a_target_are_counted_without_a_wait(classes: int) -> None:
+    logits, target = on_gpu(classes=classes)
+    found = target_pixels(target, num_classes=classes, ignore_index=255)
+    expected = class_sums(logits, target, wanted=()).pixels
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)

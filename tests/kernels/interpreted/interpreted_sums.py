@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from segtrain.kernels import triton_softmax
 from segtrain.kernels.mining import HardExamples
+from segtrain.losses.class_sums import target_pixels
 
 LAYOUTS = (
     "channels_last",
@@ -152,3 +154,12 @@ def test_largest_logits_are_counted_with_mining_and_cost_no_other_sum(oracle: An
         sums, counts, _ = oracle.backend(request).forward(inputs, replace(request, predictions=False))
         assert len(counts) == 2
         assert torch.equal(sums, oracle.backend(request).forward(inputs, request)[0])
+
+
+@pytest.mark.parametrize("labels_as", [torch.uint8, torch.int64])
+def test_a_target_alone_gives_its_pixels(labels_as: torch.dtype, oracle: Any) -> None:
+    inputs, request = oracle.case(classes=19, labels_as=labels_as)
+    settings = {"num_classes": 19, "ignore_index": request.ignore_index}
+    found, _ = triton_softmax.count_largest(inputs.target, inputs.target, **settings)
+    assert torch.equal(found, target_pixels(inputs.target, **settings))
+    assert triton_softmax.count_largest(inputs.target[:0], inputs.target[:0], **settings)[0].shape == (0, 19)
