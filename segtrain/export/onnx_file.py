@@ -95,6 +95,7 @@ class OnnxSession:
     """
 
     def __init__(self, source: Path | bytes) -> None:
+        self.source = source
         runtime = require("onnxruntime", extra=EXTRA, what="an ONNX file is run")
         options = runtime.SessionOptions()
         options.log_severity_level = 3

@@ -17,8 +17,12 @@ from segtrain.config import Config
 from segtrain.data import ClassFrequencies
 from segtrain.data.steps import resize_image
 from segtrain.engine.predict import Predictor
+from segtrain.errors import CheckpointError
 from segtrain.export import GraphOptions, Shapes, export_model
+from segtrain.export.description import describe
+from segtrain.export.graph import ServingGraph
 from segtrain.export.onnx_file import PACKAGES, OnnxSession
+from segtrain.export.parity import Reference, check_parity
 from segtrain.export.pt2_file import Pt2Program
 from segtrain.models import Normalize, SegmentationModel
 
@@ -77,7 +81,12 @@ def cases(
     bands = {"normalize": {"mean": [0.2, 0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.2, 0.3]}}
     labels = {"classes": ["crack", "rust"], "labels": "multi_label", "label_map": {0: "none", 1: "crack"}, **bands}
     return {
-        "prior": Case(plain_config(evaluate={"prior_tau": 1.0}), coarse_model(), frequencies(), scenes()),
+        "prior, fused, uint16": Case(
+            plain_config(evaluate={"prior_tau": 1.0}),
+            coarse_model(fused=True),
+            frequencies(),
+            scenes(dtype=np.uint16),
+        ),
         "multi_label": Case(
             plain_config(data=labels, model={"in_channels": 4}, evaluate={"threshold": {"crack": 0.9, "rust": 0.2}}),
             coarse_model(in_channels=4, num_classes=2),
@@ -91,7 +100,6 @@ def cases(
             scenes(),
         ),
         "two_heads": Case(plain_config(), two_heads, frequencies(), scenes()),
-        "fused in uint16": Case(plain_config(), coarse_model(fused=True), frequencies(), scenes(dtype=np.uint16)),
         "resized": Case(plain_config(data={"input_size": [24, 36]}), coarse_model(), frequencies(), scenes()),
         "fixed": Case(
             plain_config(evaluate={"prior_tau": 1.0}),
@@ -125,7 +133,7 @@ def exported(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -
     return open_file
 
 
-PT2 = [(name, "pt2") for name in ("prior", "binary", "two_heads", "fused in uint16")]
+PT2 = [(name, "pt2") for name in ("prior, fused, uint16", "binary", "two_heads")]
 ONNX = [("multi_label", "onnx")]
 
 
@@ -147,7 +155,7 @@ def test_images_of_any_size_and_number_get_the_predictors_answer(
 
 def test_what_decides_changes_the_answer(cases: dict[str, Case]) -> None:
     """Else the cases above would pass without prior shift, thresholds and first head."""
-    prior, labels, binary = (cases[name] for name in ("prior", "multi_label", "binary"))
+    prior, labels, binary = (cases[name] for name in ("prior, fused, uint16", "multi_label", "binary"))
     images = prior.draw((1, 33, 47))
     assert not torch.equal(prior.predictor().classes(images), prior.predictor().logits(images).argmax(1).byte())
     for case in (labels, binary):
@@ -189,3 +197,21 @@ def test_the_axes_of_an_onnx_file_that_may_have_any_length_are_named(exported: C
     session = exported("multi_label", "onnx")
     assert isinstance(session, OnnxSession)
     assert session.input_shape() == ["batch", 4, "height", "width"]
+
+
+def test_a_changed_weight_of_an_onnx_file_is_found(
+    exported: Callable[[str, str], Outputs], cases: dict[str, Case]
+) -> None:
+    whole, case = exported("multi_label", "onnx"), cases["multi_label"]
+    onnx = pytest.importorskip("onnx")
+    assert isinstance(whole, OnnxSession)
+    assert isinstance(whole.source, Path)
+    about = describe(case.config, case.predictor(), step=1, pixels=(), checkpoint={}, in_code=True)
+    reference = Reference(case.predictor(), ServingGraph(case.predictor(), about, case.parts).eval(), about)
+    check_parity(whole, whole, reference, case.images, shapes=Shapes(), place="file")
+    model = onnx.load(whole.source)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("segmentation_head.weight"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+    changed = OnnxSession(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="file would not do what the run does"):
+        check_parity(changed, changed, reference, case.images, shapes=Shapes(), place="file")

@@ -108,29 +108,6 @@ def test_a_changed_weight_is_found_and_the_file_removed_while_an_older_one_stays
     assert out.read_bytes() == b"an older one"
 
 
-def test_a_changed_weight_of_an_onnx_file_is_found(
-    plain_config: Callable[..., Config],
-    two_heads: nn.Module,
-    scenes: Scenes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
-    convert = shipping.to_onnx
-
-    def convert_changed(*args: Any, **options: Any) -> Any:
-        model = convert(*args, **options)
-        weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("main.weight"))
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.2), weight.name))
-        return model
-
-    monkeypatch.setattr(shipping, "to_onnx", convert_changed)
-    with pytest.raises(CheckpointError, match="would not do what the run does"):
-        export_model(plain_config(), model=two_heads, images=scenes(), format="onnx", out=tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_images_of_several_types_are_refused(
     plain_config: Callable[..., Config], two_heads: nn.Module, scenes: Scenes, tmp_path: Path
 ) -> None:
