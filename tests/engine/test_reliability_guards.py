@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from segtrain.config import Config
 from segtrain.engine import train
 from segtrain.engine.checkpoint import load_checkpoint, save_checkpoint
 from segtrain.errors import CheckpointError, DataError
-from segtrain.tracking import LogError, Tracker
+from segtrain.tracking import LogError, Tracker, _EventFile
 
 MakeConfig = Callable[..., Config]
 STEPS = {"steps": 6, "batch_size": 2, "evaluate_every": 4, "evaluate_unit": "steps", "log_every": 5}
@@ -189,3 +191,27 @@ def test_a_batch_without_a_labelled_pixel_has_loss_zero_and_training_goes_on(
     assert [loss > 0 for loss in losses] == [gradient > 0 for gradient in model.gradients]
     assert losses.count(0.0) == 4
     assert lines[-1]["step"] == 5
+
+
+def test_what_was_reported_is_on_the_disk_before_a_checkpoint_of_it(
+    tiny_config: MakeConfig, tiny_net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill after the save would leave a gap in TensorBoard's curves."""
+    config = tiny_config(train=STEPS | {"log_every": 1})
+    write, seen = _EventFile._write, []
+
+    def write_late(self: _EventFile, record: bytes) -> None:
+        time.sleep(0.05)
+        write(self, record)
+
+    def look(path: Path, payload: dict[str, Any]) -> None:
+        save_checkpoint(path, payload)
+        board = EventAccumulator(str(folder_of(config) / "tensorboard"))
+        board.Reload()
+        seen.append((payload["step"], [event.step for event in board.Scalars("train/loss")]))
+
+    monkeypatch.setattr(_EventFile, "_write", write_late)
+    monkeypatch.setattr("segtrain.engine.saving.save_checkpoint", look)
+    run(config, tiny_net())
+    assert {step for step, _ in seen} == {4, 6}
+    assert all(shown == list(range(1, step + 1)) for step, shown in seen)

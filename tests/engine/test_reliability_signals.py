@@ -95,7 +95,7 @@ def test_the_step_is_finished_and_saved_once(found: dict[str, Any], output: Path
 @pytest.mark.parametrize("scenario", [*LEFT, "epoch, SIGKILL to the process"])
 def test_workers_outlive_the_signal_and_none_is_left_behind(found: dict[str, Any], scenario: str) -> None:
     told = found[scenario]
-    assert len(told["workers"]) == (4 if scenario.startswith("evaluation") else 0 if "the end" in scenario else 2)
+    assert len(told["workers"]) == (0 if "the end" in scenario else 2)
     assert told["workers_alive"] is (None if "SIGKILL" in scenario else True)
     assert told["orphans"] == []
 
