@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 from segtrain.config.annotations import kind_names, of_field, section_type, union_members
 from segtrain.config.explain import explain
 from segtrain.config.merge import apply_overrides, merge
+from segtrain.config.nearby import missing_file
 from segtrain.config.schema import Config
 from segtrain.config.source import MAX_BYTES, Node, Place, Problem, node_from_plain, read_yaml
-from segtrain.errors import ConfigError, closest, some
+from segtrain.errors import ConfigError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -101,7 +102,7 @@ def _read_with_bases(path: Path, problems: list[Problem], *, chain: tuple[Path, 
         return root
     parent = path.parent / base.value
     if not parent.exists():
-        problems.append(Problem(base.place, f"base: {_missing(parent)}"))
+        problems.append(Problem(base.place, f"base: {missing_file(parent)}"))
         return root
     inherited = _read_with_bases(parent, problems, chain=(*chain, resolved))
     inherited.value.pop("name", None)
@@ -113,7 +114,7 @@ def _read_file(path: Path, problems: list[Problem]) -> Node:
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; expected a YAML file")
     if not path.exists():
-        raise ConfigError(_missing(path))
+        raise ConfigError(missing_file(path))
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -133,13 +134,3 @@ def _read_file(path: Path, problems: list[Problem]) -> Node:
         kind = "a list" if isinstance(root.value, list) else "a single value"
         raise ConfigError(f"{root.place}: found {kind} at the top; expected a mapping of sections (data:, train:, ...)")
     return root
-
-
-def _missing(path: Path) -> str:
-    siblings = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    stems = {sibling.rpartition(".")[0]: sibling for sibling in siblings}
-    meant = closest(path.stem, stems)
-    if meant is not None:
-        return f"{path}: no such file; did you mean '{path.parent / stems[meant]}'?"
-    hint = f"; {path.parent} holds: {some(siblings, limit=10)}" if siblings else ""
-    return f"{path}: no such file{hint}"

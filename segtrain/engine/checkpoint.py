@@ -14,6 +14,7 @@ from torch import nn
 
 import segtrain
 from segtrain.config import Config, config_to_dict, parse_config
+from segtrain.config.nearby import near_runs
 from segtrain.data import ClassFrequencies
 from segtrain.engine.device import select_device
 from segtrain.errors import CheckpointError
@@ -108,7 +109,8 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give a run folder (such as runs/quickstart) or a .pt file")
+        hint = near_runs(path) or ": give a run folder (such as runs/quickstart) or a .pt file"
+        raise CheckpointError(f"{path} does not exist{hint}")
     names = ("best.pt", "last.pt") if which == "best" else ("last.pt", "best.pt")
     for name in names:
         if (path / FOLDER / name).is_file():

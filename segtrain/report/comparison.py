@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segtrain.config.nearby import near_runs
 from segtrain.config.source import Problem, read_yaml
-from segtrain.errors import ConfigError, DataError, SegtrainError, closest, listing, some
+from segtrain.errors import ConfigError, DataError, SegtrainError, listing, some
 
 MEANS = ("miou", "miou_tail")
 # Two runs that differ in these alone are the same experiment; seeds are told by themselves.
@@ -135,10 +136,7 @@ def _problem(folder: Path, *, split: str) -> str | None:
         return f"{folder}: not evaluated on {split}{found}; run: python tools/evaluate.py {folder} --split {split}"
     if folder.exists():
         return f"{folder}: no run, as there is no config.yaml in it; expected a folder such as runs/quickstart"
-    near = [path.parent.name for path in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
-    meant = closest(folder.name, near)
-    hint = f"; did you mean {folder.parent / meant}?" if meant else f"; runs there: {some(sorted(near), limit=10)}"
-    return f"{folder}: no such folder{hint if near else ''}"
+    return f"{folder}: no such folder{near_runs(folder)}"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

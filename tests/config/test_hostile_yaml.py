@@ -79,6 +79,23 @@ def test_a_folder_and_a_missing_file_are_told_apart(training_file: Write) -> Non
         load_config(Path(path).resolve().parent)
 
 
+def test_a_missing_file_is_looked_for_in_configs_too_and_settings_of_tools_are_no_training_files(
+    training_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(training_file()).resolve()
+    work = tmp_path / "work"
+    (work / "configs").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    (work / ".hidden.yaml").touch()
+    with pytest.raises(ConfigError, match=r"^elsewhere\.yaml: no such file$"):
+        load_config("elsewhere.yaml")
+    path.rename(work / "configs" / "quickstart.yaml")
+    with pytest.raises(ConfigError, match=r"quickstrt\.yaml: no such file; did you mean 'configs/quickstart\.yaml'\?"):
+        load_config("quickstrt.yaml")
+    with pytest.raises(ConfigError, match=r"other\.yaml: no such file; there are: configs/quickstart\.yaml$"):
+        load_config("other.yaml")
+
+
 def test_a_file_of_megabytes_is_refused_unread(training_file: Write) -> None:
     with pytest.raises(ConfigError, match="a configuration has at most"):
         load_config(training_file("a: " + "x" * 2_000_000))

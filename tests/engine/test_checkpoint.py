@@ -119,6 +119,18 @@ def test_a_later_format_says_which_versions_are_at_odds(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "last.pt")
 
 
+def test_a_misspelt_run_is_answered_with_the_one_that_is_there(tmp_path: Path) -> None:
+    for name in ("try10", "try9", "crack"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"/crck does not exist; did you mean .*/crack\?$"):
+        find_checkpoint(tmp_path / "crck")
+    with pytest.raises(CheckpointError, match=r"/mine does not exist; runs there: crack, try9, try10$"):
+        find_checkpoint(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match=r"nothing/here does not exist: give a run folder"):
+        find_checkpoint(tmp_path / "nothing" / "here")
+
+
 def test_a_run_folder_means_its_best_checkpoint_unless_the_last_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         find_checkpoint(tmp_path / "nowhere")

@@ -186,7 +186,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(
     expected = load_checkpoint(folder / "last.pt")
     truncate(folder / "last.pt")
     truncate(folder / "best.pt")
-    text = run(tiny_config(train=options | {"resume": "auto"}), tiny_net())
+    text = " ".join(run(tiny_config(train=options | {"resume": "auto"}), tiny_net()).split())
     assert "going on from step-00000004.pt, the newest whole checkpoint (step 4)" in text
     assert "best.pt is damaged" in text
     assert "the search for the best begins anew" in text
