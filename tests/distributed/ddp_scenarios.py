@@ -23,7 +23,9 @@ from segtrain.config import Config, parse_config
 from segtrain.distributed import joined_ranks, rank, world_size
 from segtrain.engine import evaluate, train
 from segtrain.engine.train import TrainResult
+from segtrain.engine.validation_images import ValidationImages
 from segtrain.errors import SegtrainError
+from segtrain.tracking import SilentTracker
 
 Report = dict[str, Any]
 
@@ -188,8 +190,9 @@ def hopeless(plain: dict[str, Any]) -> Report:
 
 
 def own_loss(plain: dict[str, Any]) -> Report:
-    """A loss given in code: the mean of the ranks', and the numbers logged are those of all."""
+    """A loss given in code: the mean of the ranks', and the numbers logged are those of all; weights begin unequal."""
     model = Net()
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(rank()))
     result = run(variant(plain, "own", train={"steps": 2, "batch_size": 2, "log_every": 1}), model, loss=MeanError())
     lines = (result.folder / "metrics.jsonl").read_text().splitlines()
     return {"weights": flat(model), "losses": [json.loads(line).get("loss") for line in lines]}
@@ -243,6 +246,40 @@ def evaluated(plain: dict[str, Any]) -> Report:
     }
 
 
+def unsaved(plain: dict[str, Any]) -> Report:
+    """The first rank cannot write its checkpoint."""
+
+    class Blocking(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training and rank() == 0:
+                (checkpoints / "last.pt" / "in the way").mkdir(parents=True)
+            return super().forward(images)
+
+    config = variant(plain, "unsaved", train={"steps": 1})
+    checkpoints = Path(config.output) / "unsaved" / "checkpoints"
+    return {"error": error_of(lambda: run(config, Blocking()))}
+
+
+class Shown(SilentTracker):
+    """Takes down the tags of images."""
+
+    def __init__(self) -> None:
+        self.tags: list[str] = []
+
+    def image(self, step: int, tag: str, image: Any) -> None:
+        self.tags.append(tag)
+
+
+def shown(plain: dict[str, Any]) -> Report:
+    """The samples that are drawn in an evaluation."""
+    config = variant(plain, "shown")
+    images = ValidationImages(config, ["a", "b", "c"], indices=(0, 1, 2), rare=(1,))
+    evaluate(config, model=Net(), on_image=images.take)
+    tracker = Shown()
+    images.log(tracker, 1)
+    return {"tags": tracker.tags}
+
+
 def failed(plain: dict[str, Any]) -> Report:
     """One rank fails in its second step, and leaves; the other hears why."""
 
@@ -270,6 +307,8 @@ def main(folder: Path) -> None:
             "own_loss": own_loss(plain),
             "refused": refused(plain),
             "evaluated": evaluated(plain),
+            "unsaved": unsaved(plain),
+            "shown": shown(plain),
             "failed": failed(plain),  # the last: one rank leaves
         }
         number = rank()

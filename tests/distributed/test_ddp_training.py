@@ -160,7 +160,7 @@ def test_the_end_of_a_run_that_stays_not_finite_names_the_images_of_all_ranks(ra
 
 
 def test_a_loss_of_ones_own_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]]) -> None:
-    found = both(ranks, "own_loss")
+    found = both(ranks, "own_loss")  # weights, too: those of the first rank are taken
     assert all(loss is None or loss > 0 for loss in found["losses"])
 
 
@@ -185,6 +185,16 @@ def test_an_evaluation_counts_each_image_once_whatever_the_number_of_ranks(
 def test_a_failure_in_the_evaluation_of_one_rank_is_one_on_both(ranks: list[dict[str, Any]]) -> None:
     assert ranks[1]["evaluated"]["failed"] == "a bad image"
     assert ranks[0]["evaluated"]["failed"] == "rank 1 of 2 stopped: a bad image"
+
+
+def test_a_checkpoint_that_the_first_rank_cannot_write_ends_all_at_once(ranks: list[dict[str, Any]]) -> None:
+    error = ranks[0]["unsaved"]["error"]
+    assert "could not write" in error
+    assert ranks[1]["unsaved"]["error"] == f"rank 0 of 2 stopped: {error}"
+
+
+def test_the_drawn_samples_of_all_ranks_come_out_once_and_in_order(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["shown"]["tags"] == ["val/a", "val/b", "val/c"]
 
 
 def test_an_error_on_one_rank_ends_the_other_with_its_reason(ranks: list[dict[str, Any]]) -> None:
