@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from segtrain.data.dataset import EvalDataset, Item, TrainDataset
 from segtrain.data.sampling import TrainBatchSampler
@@ -64,23 +64,46 @@ def build_eval_loader(
     return Loader(dataset, batches, collate=list, workers=workers, pin_memory=False)
 
 
-def collate_train(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+def collate_train(items: Collection[Item]) -> dict[str, torch.Tensor]:
     """Stack items to {image [N, C, H, W], target [N, H, W], index [N], distances [N, K, H, W] where items have them}.
 
     Raises:
         DataError: sizes differ.
     """
-    kinds = {(tuple(item["image"].shape), item["image"].dtype) for item in items}
+    if get_worker_info() is None:
+        return _stacked_as_read(items)
+    items = list(items)
+    _check_sizes([item["image"] for item in items])
+    # Stacked as rows of pixels lie in memory, channels last: a stack of [C, H, W] would move each value singly. By
+    # torch's function, which stacks into memory that the other process sees too.
+    pixels = default_collate([item["image"].permute(1, 2, 0) for item in items])
+    rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
+    return {"image": pixels.permute(0, 3, 1, 2), **default_collate(rest)}
+
+
+def _stacked_as_read(items: Collection[Item]) -> dict[str, torch.Tensor]:
+    """The same where nothing is sent: each item goes to its place while the processor still has it at hand."""
+    batch: dict[str, torch.Tensor] = {}
+    for place, item in enumerate(items):
+        for key, value in item.items():
+            part = value.permute(1, 2, 0) if key == "image" else torch.as_tensor(value)
+            if place == 0:
+                batch[key] = torch.empty((len(items), *part.shape), dtype=part.dtype)
+            elif key == "image":
+                _check_sizes([batch[key][0].permute(2, 0, 1), value])
+            assert part.shape == batch[key].shape[1:], f"{key}: {list(part.shape)}, before {list(batch[key].shape[1:])}"
+            batch[key][place] = part
+    return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
+
+
+def _check_sizes(images: Sequence[torch.Tensor]) -> None:
+    kinds = {(tuple(image.shape), image.dtype) for image in images}
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{shape[2]}x{shape[1]} {str(dtype)[6:]}" for shape, dtype in kinds))
         raise DataError(
             f"the images of a batch differ: {found}. Bring them to one size with data.input_size, "
             "or with crop at the end of data.train_transforms"
         )
-    # Stacked as rows of pixels lie in memory, channels last: a stack of [C, H, W] would move each value singly.
-    pixels = default_collate([item["image"].permute(1, 2, 0) for item in items])
-    rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
-    return {"image": pixels.permute(0, 3, 1, 2), **default_collate(rest)}
 
 
 @dataclass(frozen=True)
@@ -90,31 +113,42 @@ class _Failure:
     message: str
 
 
-class _Guarded:
-    """The data set as workers see it: a DataError becomes a value."""
+class _Reading(Collection[Item]):
+    """The items of a batch, each read as it is asked for."""
+
+    def __init__(self, dataset: Readable, keys: Sequence[Any]) -> None:
+        self._dataset = dataset
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self._dataset[key] for key in self._keys)
+
+    def __contains__(self, item: object) -> bool:
+        return any(one is item for one in self)
+
+
+class _Batches:
+    """The data set as torch sees it: of the keys of a batch it gives what reads them."""
 
     def __init__(self, dataset: Readable) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> Item | _Failure:
-        try:
-            return self.dataset[key]
-        except DataError as error:
-            return _Failure(str(error))
+    def __getitems__(self, keys: list[Any]) -> _Reading:
+        return _Reading(self.dataset, keys)
 
 
-class _GuardedCollate:
-    """Collates, or hands on the first failure; picklable, for contexts that need it."""
+class _Guarded:
+    """Reads and collates a batch, where a DataError becomes a value; picklable, for contexts that need it."""
 
-    def __init__(self, collate: Callable[[list[Item]], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, items: list[Item | _Failure]) -> Any:
-        failure = next((item for item in items if isinstance(item, _Failure)), None)
-        if failure is not None:
-            return failure
+    def __call__(self, items: Any) -> Any:
         try:
-            return self.collate([item for item in items if not isinstance(item, _Failure)])
+            return self.collate(items)
         except DataError as error:
             return _Failure(str(error))
 
@@ -144,7 +178,7 @@ class Loader(Generic[Batch]):
         dataset: Readable,
         batches: BatchSampler | Sequence[list[Any]],
         *,
-        collate: Callable[[list[Item]], Batch],
+        collate: Callable[[Any], Batch],
         workers: int,
         pin_memory: bool,
         prefetch: int = 2,
@@ -156,10 +190,10 @@ class Loader(Generic[Batch]):
         self._kill_workers = partial(_kill, [])
         with _quiet():
             self._loader: DataLoader[Any] = DataLoader(
-                _Guarded(dataset),  # type: ignore[arg-type]
+                _Batches(dataset),  # type: ignore[arg-type]
                 batch_sampler=self._recorded,
                 num_workers=workers,
-                collate_fn=_GuardedCollate(collate),
+                collate_fn=_Guarded(collate),
                 worker_init_fn=prepare_worker if workers else None,
                 persistent_workers=workers > 0,
                 prefetch_factor=prefetch if workers else None,

@@ -271,7 +271,7 @@ def test_what_workers_receive_can_be_pickled(train_set: Callable[..., TrainDatas
     dataset = train_set()
     loader = build_train_loader(dataset, TrainBatchSampler(10, 2, seed=0), workers=0)
     guarded, collate = pickle.loads(pickle.dumps((loader._loader.dataset, loader._loader.collate_fn)))
-    assert torch.equal(collate([guarded[1, 2]])["image"][0], dataset[1, 2]["image"])
+    assert torch.equal(collate(guarded.__getitems__([(1, 2)]))["image"][0], dataset[1, 2]["image"])
 
 
 def _alive(pid: int) -> bool:
