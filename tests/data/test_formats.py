@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from segtrain.config.cityscapes import EVALUATED
 from segtrain.config.data import DataConfig
-from segtrain.data.formats import FORMATS, find_samples
+from segtrain.data.formats import FORMATS, find_samples, image_folder
 from segtrain.data.frequencies import check_split
 from segtrain.errors import MAX_LINES, DataError
 from segtrain.report.scan import summary_lines
@@ -222,3 +223,29 @@ def test_a_missing_list_is_told(data_config: Make, tmp_path: Path) -> None:
 def test_folder_keys_are_not_ignored_with_lists(data_config: Make, key: str) -> None:
     with pytest.raises(ValidationError, match=rf"{key}: belongs to layout: folders.*, and the layout is lists"):
         data_config(layout="lists", **{key: "photos"})
+
+
+def test_the_images_of_a_split_lie_below_a_folder_where_the_layout_has_one(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "coco": {"coco": {"unlabeled": "a", "images": {"train": "photos"}}},
+        "folders": {"images": "{split}/images"},
+        "cityscapes": {"classes": EVALUATED},
+    }
+    found = {}
+    for layout in FORMATS:
+        plain = {"root": str(tmp_path), "layout": layout, "classes": ["a", "b"], "splits": {"train": "part"}}
+        data = DataConfig.model_validate(plain | sections.get(layout, {}))
+        place = image_folder(data, "train")
+        found[layout] = None if place is None else place.relative_to(tmp_path).as_posix()
+    assert found == {
+        "folders": "part/images",
+        "mask_per_class": "images/part",
+        "cityscapes": "leftImg8bit/part",
+        "voc": "JPEGImages",
+        "ade20k": "images/part",
+        "cvat": "JPEGImages",
+        "coco": "photos",
+        "lists": None,
+        "table": None,
+        "shards": None,
+    }
