@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -21,8 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from segtrain.config import Config
+from segtrain.config.optimizer import AdamW
 from segtrain.engine import train
 from segtrain.engine.checkpoint import load_checkpoint, save_checkpoint
+from segtrain.engine.run import restore
+from segtrain.engine.state import TrainState, rng_state, set_rng_state
+from segtrain.optim import build_optimizer
 
 STEPS = 12
 # of the clock, and so of every run its own
@@ -273,3 +278,32 @@ def test_nothing_of_the_state_is_left_out_of_the_comparison(runs: dict[str, Fini
         "num_samples",
         "world_size",
     }
+
+
+def test_the_loss_scale_of_fp16_goes_on(tiny_net: type[nn.Module]) -> None:
+    def learner() -> tuple[nn.Module, torch.optim.Optimizer, torch.amp.GradScaler]:
+        model = tiny_net()
+        optimizer = build_optimizer(model, AdamW(name="adamw", lr=0.01))
+        return model, optimizer, torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 3, 4, 4)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    device = torch.device("cpu")
+    one = learner()
+    for _ in range(3):
+        step(*one)
+    training = {"optimizer": one[1].state_dict(), "scaler": one[2].state_dict(), "rng": rng_state(device)}
+    training |= {"state": TrainState(step=3).to_dict(), "num_averaged": 0, "num_samples": 7}
+    payload = copy.deepcopy({"model": one[0].state_dict(), "training": training})
+    two = learner()
+    restore(payload, model=two[0], optimizer=two[1], scaler=two[2], num_samples=7, has_best=True, device=device)
+    for learner_ in (one, two):
+        set_rng_state(payload["training"]["rng"], device)
+        step(*learner_)
+    assert one[2].state_dict()["scale"] == 32.0  # it grew twice, and had a step towards the next time
+    assert two[2].state_dict() == one[2].state_dict()
+    assert digest(two[0].state_dict()) == digest(one[0].state_dict())

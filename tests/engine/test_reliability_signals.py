@@ -18,7 +18,7 @@ from segtrain.config import Config, config_to_dict
 from segtrain.engine.checkpoint import load_checkpoint
 from segtrain.engine.signals import StopRequest
 
-SECONDS = 240
+SECONDS = 600
 SCRIPT = Path(__file__).with_name("signal_scenarios.py")
 CHANNELS = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
 SMALL = {"arch": "fpn", "encoder": "tu-test_resnet", "params": {"encoder_depth": 5, **CHANNELS}}
