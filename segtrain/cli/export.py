@@ -102,4 +102,4 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
