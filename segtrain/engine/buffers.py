@@ -29,8 +29,12 @@ class Buffers:
     def put_back(self, copy: Sequence[Tensor], *, where: Tensor | None = None) -> None:
         """Give the buffers what `copy` returned earlier; with `where`, a bool scalar on the device, only if it is true.
 
-        Nothing waits for the device.
+        Nothing waits for the device; a CPU is asked, which costs nothing.
         """
+        if where is not None and where.device.type == "cpu":
+            if not bool(where):
+                return
+            where = None
         for group, before in zip(self._groups(), copy, strict=True):
             _fill(group, before if where is None else torch.where(where.to(before.device), before, _flat(group)))
 

@@ -217,6 +217,7 @@ def _learner(
             has_best=from_first(holds_best(config, payload, tell=tell)),
             device=device,
         )
+    model.train()  # as it stays: an evaluation puts back what it finds
     replicas = make_replicas(model)
     called = model if replicas is None else replicas
     return _Learner(

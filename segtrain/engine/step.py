@@ -26,7 +26,8 @@ def make_step(run: Run, window: Sequence[Batch]) -> dict[str, Tensor]:
     ranks, each of which has its own window: what is returned is of all of them, and equal on all.
     """
     exact = run.config.train.exact_accumulation
-    run.model.train()
+    if not run.model.training:  # a walk over hundreds of modules
+        run.model.train()
     schedule = run.config.optimizer.schedule
     set_learning_rate(run.optimizer, schedule, step=run.state.step, total_steps=run.schedule.total_steps)
     run.loss.set_progress(run.state.step, run.schedule.epoch(run.state.step))
