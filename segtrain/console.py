@@ -33,8 +33,7 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
 
     Warnings and notes are prose: their lines are folded between words at 80 columns, in files as in terminals.
     """
-    if text.startswith(PROSE):
-        text = "\n".join(_folded(line) for line in text.split("\n"))
+    text = "\n".join(_folded(line) if line.startswith(PROSE) else line for line in text.split("\n"))
     console.print(text, style=style, markup=False, soft_wrap=True)
 
 

@@ -38,6 +38,14 @@ def test_lines_that_stand_apart_in_a_warning_stay_apart(console: Console) -> Non
     assert written(console) == "warning: two files:\n  a.png\n  b.png\n"
 
 
+def test_a_note_among_other_lines_is_folded_too(console: Console) -> None:
+    table = "class  " + "x" * 90
+    say(console, f"{table}\nnote: {'word ' * 20}\n{table}")
+    lines = written(console).splitlines()
+    assert lines[0] == lines[-1] == table
+    assert [line.split()[0] for line in lines[1:-1]] == ["note:", "word"]
+
+
 def test_what_can_be_copied_is_never_folded(console: Console) -> None:
     command = "  python tools/predict.py " + "runs/a " * 20 + "[bold]"
     say(console, command)
