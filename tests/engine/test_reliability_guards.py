@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import signal
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from segtrain.errors import CheckpointError, DataError
 from segtrain.tracking import LogError, Tracker, _EventFile
 
 MakeConfig = Callable[..., Config]
+SECONDS = 120
 STEPS = {"steps": 6, "batch_size": 2, "evaluate_every": 4, "evaluate_unit": "steps", "log_every": 5}
 
 
@@ -198,11 +199,16 @@ def test_what_was_reported_is_on_the_disk_before_a_checkpoint_of_it(
 ) -> None:
     """Else a kill after the save would leave a gap in TensorBoard's curves."""
     config = tiny_config(train=STEPS | {"log_every": 1})
-    write, seen = _EventFile._write, []
+    write, flush, asked, seen = _EventFile._write, _EventFile.flush, threading.Event(), []
 
-    def write_late(self: _EventFile, record: bytes) -> None:
-        time.sleep(0.05)
+    def write_when_asked(self: _EventFile, record: bytes) -> None:
+        asked.wait(SECONDS)
         write(self, record)
+
+    def ask(self: _EventFile) -> None:
+        asked.set()
+        flush(self)
+        asked.clear()
 
     def look(path: Path, payload: dict[str, Any]) -> None:
         save_checkpoint(path, payload)
@@ -210,7 +216,8 @@ def test_what_was_reported_is_on_the_disk_before_a_checkpoint_of_it(
         board.Reload()
         seen.append((payload["step"], [event.step for event in board.Scalars("train/loss")]))
 
-    monkeypatch.setattr(_EventFile, "_write", write_late)
+    monkeypatch.setattr(_EventFile, "_write", write_when_asked)
+    monkeypatch.setattr(_EventFile, "flush", ask)
     monkeypatch.setattr("segtrain.engine.saving.save_checkpoint", look)
     run(config, tiny_net())
     assert {step for step, _ in seen} == {4, 6}
