@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.config import Config, config_to_dict, dump_config
+from segtrain.distributed import may_restart
 from segtrain.engine.changes import check_allowed, check_changes, keeps_best
 from segtrain.engine.checkpoint import FOLDER, load_checkpoint, remove_leftovers
 from segtrain.engine.rotation import BEST, LAST, newest_whole
@@ -26,11 +27,17 @@ def find_resume(config: Config, *, tell: Callable[[str], object]) -> dict[str, A
     `auto` is last.pt or, where that is damaged or gone, the newest whole one that train.keep_last kept: `tell` is told.
 
     Raises:
-        ConfigError: the folder already holds a run, and neither resume nor overwrite says what to do.
+        ConfigError: the folder already holds a run, and neither resume nor overwrite says what to do; or torchrun
+            starts the ranks anew after a failure, and they would not go on.
         CheckpointError: `train.resume` names no checkpoint of this run, or the run had another model or data set.
     """
     folder, resume = run_folder(config), config.train.resume
     last = folder / FOLDER / LAST
+    if may_restart() and resume != "auto":
+        raise ConfigError(
+            f"torchrun --max-restarts starts the ranks anew after a failure, and with train.resume={resume} they would "
+            f"not go on from where they were: use train.resume=auto, which begins anew where {folder} does not exist"
+        )
     if config.train.overwrite and resume != "none":
         raise ConfigError("train.overwrite deletes the run that train.resume would go on with: set only one of them")
     if resume == "none":
