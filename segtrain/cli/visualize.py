@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from segtrain.cli.arguments import add_run_arguments, open_run, positive
+from segtrain.errors import some
+
+MAX_NAMED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         split_pixels = scan.frequencies.pixels
         classes = present_classes(classes, pixels=rarest.pixels, split_pixels=split_pixels, tail_fraction=tail)
         if classes != absent:
-            text = ", ".join(names[index] for index in absent)
-            taken = ", ".join(names[index] for index in classes)
+            text = some([names[index] for index in absent], limit=MAX_NAMED)
+            taken = some([names[index] for index in classes], limit=MAX_NAMED)
             say(console, f"split {args.split!r} holds none of the rarest classes ({text}): {taken} instead")
     data = EvalDataset(scan.samples, config.data, split=args.split)
     found = find_worst(
@@ -55,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     )
     out = args.out or loaded.folder / "visualization" / args.split
     page = write_gallery(found, out, data=data, config=config, checkpoint=loaded.path, step=loaded.step)
-    looked_at = f"the {found.num_concerned} images that hold {', '.join(found.class_names)} or were predicted to"
+    looked_at = (
+        f"the {found.num_concerned} images that hold {some(found.class_names, limit=MAX_NAMED)} or were predicted to"
+    )
     say(console, f"{len(found.images)} of {looked_at}, worst first")
     say(console, f"open {page}")
     return 0

@@ -47,20 +47,26 @@ def check_val_classes(config: Config, val_pixels: Sequence[int]) -> list[str]:
         val_pixels: pixels of each class in val, in class order.
 
     Raises:
-        ConfigError: val has no labelled pixel at all, or none of the class that train.best_metric is about.
+        ConfigError: val has no pixel of any class, or none of the class that train.best_metric is about.
     """
     names = config.data.class_names
     absent = [name for name, pixels in zip(names, val_pixels, strict=True) if pixels == 0]
     if len(absent) == len(names):
-        raise ConfigError(
-            "val has no labelled pixel: nothing can be measured; check data.splits, label_map and ignore_index"
-        )
+        missing = _what_is_missing(config)
+        raise ConfigError(f"val has {missing}: nothing can be measured; check data.splits, label_map and ignore_index")
     metric = config.train.best_metric
     if metric.split("/")[1] in RATIOS and metric.split("/", 2)[2] in absent:
         raise ConfigError(
             f"train.best_metric: {metric} cannot be measured, val has no pixel of that class; choose another"
         )
-    return [f"val has no pixel of {', '.join(absent)}: nothing is known about them"] if absent else []
+    return [f"val has no pixel of {some(absent, limit=MAX_NAMED)}, and measures nothing there"] if absent else []
+
+
+def _what_is_missing(config: Config) -> str:
+    if not config.data.multi_label:
+        return "no labelled pixel"
+    names = some(config.data.class_names, limit=MAX_NAMED)
+    return f"no pixel of {names} (of one class alone, and of classes that overlap, masks say 1 for yes and 0 for no)"
 
 
 def record_best(config: Config, state: TrainState, *, scores: Mapping[str, float]) -> bool:

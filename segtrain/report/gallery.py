@@ -17,6 +17,7 @@ from segtrain.console import make_console, progress, say
 from segtrain.data.dataset import EvalDataset
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import ERROR_COLORS, ERROR_NAMES, class_palette, panel_of
+from segtrain.errors import some
 from segtrain.files import write_json, write_whole
 from segtrain.report.worst import Worst, WorstImage
 
@@ -26,6 +27,7 @@ ERROR_MEANINGS = {
     "invented": "the class was predicted, and is not there",
 }
 RECORD = "panels.json"
+MAX_NAMED = 10
 
 
 def write_gallery(worst: Worst, out: Path, *, data: EvalDataset, config: Config, checkpoint: Path, step: int) -> Path:
@@ -50,12 +52,14 @@ def write_gallery(worst: Worst, out: Path, *, data: EvalDataset, config: Config,
 
 
 def describe(image: WorstImage) -> str:
-    """Return the caption of a panel: name and IoU of each named class that the image holds, or was predicted to."""
-    each = ", ".join(
+    """Return the caption of a panel: name and IoU of the named classes that the image holds, or was predicted to."""
+    each = [
         f"{name} {value:.3f}" + (" (invented)" if name in image.invented else "")
         for name, value in image.class_iou.items()
+    ]
+    return f"{image.name} · IoU {some(each, limit=MAX_NAMED)}" + (
+        f" · mean {image.iou:.3f}" if len(image.class_iou) > 1 else ""
     )
-    return f"{image.name} · IoU {each}" + (f" · mean {image.iou:.3f}" if len(image.class_iou) > 1 else "")
 
 
 def _write_panel(path: Path, image: WorstImage, worst: Worst, *, data: EvalDataset, config: Config) -> tuple[int, int]:
@@ -105,7 +109,13 @@ def _page(worst: Worst, entries: list[dict[str, Any]], *, config: Config, checkp
     ]
     template = environment.get_template("gallery.html.j2")
     return template.render(
-        run=config.name, worst=worst, entries=entries, errors=errors, checkpoint=str(checkpoint), step=step
+        run=config.name,
+        worst=worst,
+        named=some(worst.class_names, limit=MAX_NAMED),
+        entries=entries,
+        errors=errors,
+        checkpoint=str(checkpoint),
+        step=step,
     )
 
 

@@ -167,3 +167,8 @@ def test_help_and_version_import_nothing_heavy() -> None:
 def test_help_of_each_command_imports_nothing_heavy() -> None:
     commands = [name for name in COMMANDS if find_spec(f"segtrain.cli.{name.replace('-', '_')}") is not None]
     assert not _modules_after(f"[main([name, '--help']) for name in {commands}]") & set(HEAVY)
+
+
+def test_the_list_of_commands_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert max(len(line) for line in capsys.readouterr().out.partition("commands:")[2].splitlines()) <= 80

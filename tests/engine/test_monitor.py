@@ -134,3 +134,9 @@ def test_a_metric_that_val_cannot_measure_is_refused() -> None:
         check_val_classes(config(best_metric="val/recall/crack"), [5, 0])
     with pytest.raises(ConfigError, match="val has no labelled pixel"):
         check_val_classes(config(), [0, 0])
+
+
+def test_one_class_without_a_pixel_in_val_is_told_what_masks_say() -> None:
+    one = parse_config({"name": "x", "data": {"root": "d", "classes": ["crack"]}, "train": {"epochs": 1}})
+    with pytest.raises(ConfigError, match=r"val has no pixel of crack \(of one class alone.* 1 for yes and 0 for no\)"):
+        check_val_classes(one, [0])

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from segtrain.data.dataset import EvalDataset
 from segtrain.data.formats import find_samples
 from segtrain.drawing import ERROR_COLORS
 from segtrain.errors import ConfigError, DataError
-from segtrain.report.gallery import write_gallery
+from segtrain.report.gallery import describe, write_gallery
 from segtrain.report.worst import Worst, choose_classes, find_worst, present_classes
 
 NAMES = ("ground", "crack", "stain", "<b>bold</b> & co")
@@ -178,6 +179,18 @@ def test_names_are_text_never_markup(config: Config, tmp_path: Path) -> None:
     assert "<b>bold" not in text
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; co" in text
     assert "<i>x" not in text
+
+
+def test_hundreds_of_classes_are_named_in_the_table_and_not_in_headings(config: Config, tmp_path: Path) -> None:
+    found, data = worst_of(config, num_worst=1)
+    ious = {f"c{number}": 0.0 for number in range(300)}
+    image = replace(found.images[0], class_iou=ious, invented=())
+    many = replace(found, images=[image], class_names=tuple(ious), split_iou=ious)
+    page = write_gallery(many, tmp_path / "out", data=data, config=config, checkpoint=Path("best.pt"), step=1)
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>run-1: where c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 290 more fare worst</h1>" in text
+    assert '<th scope="row">c299</th>' in text
+    assert describe(image).endswith(", c9 0.000 and 290 more · mean 0.000")
 
 
 def test_panels_of_an_earlier_page_are_removed_and_other_files_left(config: Config, tmp_path: Path) -> None:
