@@ -32,4 +32,5 @@ def near_runs(folder: Path) -> str:
     meant = closest(folder.name, near)
     if meant is not None:
         return f"; did you mean {folder.parent / meant}?"
-    return f"; runs there: {some(sorted(near, key=natural_key), limit=10)}" if near else ""
+    names = sorted(near, key=natural_key)
+    return f"; runs there: {some(names, limit=10)}" if near else ""
