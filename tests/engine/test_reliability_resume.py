@@ -26,6 +26,7 @@ from segtrain.config.optimizer import AdamW
 from segtrain.engine import train
 from segtrain.engine.checkpoint import load_checkpoint, save_checkpoint
 from segtrain.engine.run import restore
+from segtrain.engine.signals import StopRequest
 from segtrain.engine.state import TrainState, rng_state, set_rng_state
 from segtrain.optim import build_optimizer
 
@@ -278,6 +279,23 @@ def test_nothing_of_the_state_is_left_out_of_the_comparison(runs: dict[str, Fini
         "num_samples",
         "world_size",
     }
+
+
+def test_going_on_and_stopping_at_once_changes_nothing(
+    runs: dict[str, Finished],
+    module_config: Callable[..., Config],
+    tiny_net: type[nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a signal in the moment before the first new step loses nothing of what the evaluation before it found."""
+    config = module_config(name="whole", **SETTINGS | {"train": TRAIN | {"resume": "auto"}})
+    monkeypatch.setattr(StopRequest, "hold", lambda stop: setattr(stop, "signal", int(signal.SIGTERM)))
+    shaken()
+    assert run(config, Disturbed(tiny_net(2))) == signal.SIGTERM
+    left = load_checkpoint(Path(config.output) / "whole" / "checkpoints" / "last.pt")
+    # each step sets the learning rate, which follows from its number
+    for key in [key + ".state" if key == "training.optimizer" else key for key in STATE]:
+        assert digest(part_of(left, key)) == digest(part_of(runs["whole"].last, key)), key
 
 
 def test_the_loss_scale_of_fp16_goes_on(tiny_net: type[nn.Module]) -> None:
