@@ -27,7 +27,8 @@ OF_GRAPHS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", help="a run's folder, such as runs/quickstart, or a checkpoint file")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="folder: weights, config.json, a model card")
+    told = "onnx or pt2: a graph; folder: weights, config.json, a model card"
+    parser.add_argument("--format", required=True, choices=FORMATS, help=told)
     parser.add_argument("--out", type=Path, metavar="PATH", help="default: <run folder>/export/<name>[.onnx|.pt2]")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     parser.add_argument(

@@ -212,11 +212,11 @@ def explain(result: RangeTest, config: Config) -> list[str]:
             f"the loss never fell in {steps} steps from {result.lrs[0]:.1e} to {highest:.1e}: start lower (--lowest), "
             "take more steps (--steps), or look at data and loss"
         )
-    end = "diverged at" if result.diverged else "had not diverged by"
+    end = "diverged at a rate of" if result.diverged else "had not diverged by a rate of"
     return [
         f"{steps} steps; the loss {end} {highest:.1e}",
         f"suggested: optimizer.lr={result.steepest:.1e}, where the loss fell fastest (the file has "
         f"{config.optimizer.lr:g})",
-        f"a tenth of the rate with the smallest loss is {result.tenth:.1e}: near the other one where the loss rises "
-        "again soon, too high where it stays low for long, as it does with AdamW",
+        f"note: a tenth of the rate with the smallest loss is {result.tenth:.1e}: near the other one where the loss "
+        "rises again soon, too high where it stays low for long, as it does with AdamW",
     ]

@@ -63,7 +63,7 @@ def find_images(paths: Sequence[Path], *, out: Path) -> list[Source]:
         if path.is_dir():
             found = _images_below(path, out)
             if not found:
-                own = f"; what lies in {' '.join(OWN_FOLDERS)} of {out} is left out, as output of this command"
+                own = f" ({out} is left out, as it holds this command's output)" if out.is_dir() else ""
                 raise DataError(f"{path}: no images in this folder; looked for {' '.join(SUFFIXES)}{own}")
         elif path.is_file():
             found = [Source(path, path.stem)]
