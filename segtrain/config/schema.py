@@ -66,6 +66,9 @@ class TrainConfig(Section):
     rank_timeout_seconds: Positive = Field(
         600.0, description="a rank that waits so long for another gives up, and the run ends; saves must be faster"
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several ranks each has the whole model (ddp), or a part of its weights (fsdp)"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = Field(

@@ -7,6 +7,18 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from segtrain.engine.ranks import broadcast_weights
+from segtrain.engine.shards import local, shard
+
+
+def shard_model(model: nn.Module, decay: float | None, device: torch.device) -> WeightAverage | None:
+    """Spread a model over the ranks, with the first one's weights, and beside it its average where there is a decay."""
+    broadcast_weights(model)
+    average = None if decay is None else WeightAverage(model, decay)
+    for each in [model] if average is None else [model, average.module]:
+        shard(each, device)
+    return average
+
 
 class WeightAverage:
     """An exponential moving average of the weights and of BatchNorm's statistics.
@@ -31,8 +43,9 @@ class WeightAverage:
         count = self.num_averaged
         decay = ((1 + count) / (10 + count)).clamp(max=self.decay) * (count > 0)
         weight = keep * (1 - decay)
-        averaged = [*self.module.parameters(), *self.module.buffers()]
-        current = [value.detach() for value in (*model.parameters(), *model.buffers())]
+        # of sharded models each rank averages its part
+        averaged = [local(value) for value in (*self.module.parameters(), *self.module.buffers())]
+        current = [local(value.detach()) for value in (*model.parameters(), *model.buffers())]
         pairs = list(zip(averaged, current, strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         if floats:

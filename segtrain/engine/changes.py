@@ -41,7 +41,7 @@ FIXED = (
     "seed",
 )
 # the state of the run fits no other value of these, whatever train.allow_changes says
-UNCHANGEABLE = ("model", "data.labels", "optimizer.name")
+UNCHANGEABLE = ("model", "data.labels", "optimizer.name", "train.parallel")
 # of these the values of best.pt are: another value begins the search for the best anew
 BEST_DEPENDS_ON = ("train.best_metric", "evaluate")
 # how a run is started says nothing about the run

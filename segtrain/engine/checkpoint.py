@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,9 +72,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed saves left in a run's checkpoint folder."""
+    """Delete the temporary files and folders that killed saves left in a run's checkpoint folder."""
     for temporary in folder.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -115,9 +119,9 @@ def find_checkpoint(path: str | Path, which: str = "best") -> Path:
     for name in names:
         if (path / FOLDER / name).is_file():
             return path / FOLDER / name
-    raise CheckpointError(
-        f"{path} holds no checkpoint: expected {path / FOLDER / names[0]} (has the run been trained?)"
-    )
+    shards = any((path / FOLDER).glob("sharded-*"))
+    why = "it holds the parts of a sharded run, whose best.pt comes with an evaluation" if shards else "was it trained?"
+    raise CheckpointError(f"{path} holds no checkpoint: expected {path / FOLDER / names[0]} ({why})")
 
 
 @dataclass(frozen=True)

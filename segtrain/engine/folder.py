@@ -12,6 +12,7 @@ from segtrain.distributed import may_restart
 from segtrain.engine.changes import check_allowed, check_changes, keeps_best
 from segtrain.engine.checkpoint import FOLDER, load_checkpoint, remove_leftovers
 from segtrain.engine.rotation import BEST, LAST, newest_whole
+from segtrain.engine.shard_files import load_sharded, newest_sharded
 from segtrain.errors import CheckpointError, ConfigError, SegtrainError
 from segtrain.files import write_whole
 
@@ -44,7 +45,7 @@ def find_resume(config: Config, *, tell: Callable[[str], object]) -> dict[str, A
         _check_free(config, folder)
         return None
     if resume == "auto":
-        found = newest_whole(folder / FOLDER, tell=tell)
+        found = newest_sharded(folder / FOLDER, tell=tell) or newest_whole(folder / FOLDER, tell=tell)
         if found is None:
             _check_nothing_is_lost(config, folder)
             return None
@@ -55,7 +56,7 @@ def find_resume(config: Config, *, tell: Callable[[str], object]) -> dict[str, A
             raise ConfigError(
                 f"train.resume={source} would mix with the run in {folder}: give this one another name=..."
             )
-        payload = load_checkpoint(source)
+        payload = load_sharded(source) if source.is_dir() else load_checkpoint(source)
     if "training" not in payload:
         raise CheckpointError(
             f"{source} holds weights alone, without the optimizer: resume from last.pt, or start a new run from its "

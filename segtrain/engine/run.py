@@ -26,6 +26,7 @@ from segtrain.engine.exposure import Exposure
 from segtrain.engine.guard import Guard
 from segtrain.engine.meter import Meter
 from segtrain.engine.phases import Phases
+from segtrain.engine.shards import is_sharded
 from segtrain.engine.state import Schedule, TrainState, rng_state, set_rng_state
 from segtrain.engine.teacher import Teacher
 from segtrain.engine.telemetry import Telemetry
@@ -125,7 +126,7 @@ class Run:
         }
         training: dict[str, Any] = {
             "state": self.state.to_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if is_sharded(self.model) else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_averaged": 0 if self.ema is None else int(self.ema.num_averaged),
             "num_samples": len(self.train_data),
@@ -137,6 +138,8 @@ class Run:
         }
         if world_size() > 1:
             training["ranks"] = gather_objects(own)
+        if is_sharded(self.model):  # their parts are in files of their own
+            return self._description() | {"model": {}, "ema": None, "training": training}
         averaged = None if self.ema is None else self.ema.module.state_dict()
         return self._description() | {"model": self.model.state_dict(), "ema": averaged, "training": training}
 
@@ -173,6 +176,8 @@ def restore(
 ) -> TrainState:
     """Bring model, optimizer, loss scale and random numbers to where the checkpoint was written; return the counters.
 
+    Of a sharded model and its optimizer the tensors are read elsewhere.
+
     Without a best.pt in the folder (`has_best`) the search for the best result begins anew.
 
     Raises:
@@ -188,8 +193,9 @@ def restore(
             f"cannot go on: the training data has {num_samples} samples, and had {training['num_samples']} when the "
             "run was stopped. Restore the data, or start a new run (name=...) from its weights with model.init_from"
         )
-    load_weights(model, payload["model"], path=path)
-    restore_optimizer(optimizer, training["optimizer"])
+    if not is_sharded(model):
+        load_weights(model, payload["model"], path=path)
+        restore_optimizer(optimizer, training["optimizer"])
     if scaler.is_enabled() and training["scaler"]:
         scaler.load_state_dict(training["scaler"])
     part = part_of_rank(training)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from segtrain.distributed import rank, world_size
 from segtrain.engine.checkpoint import save_checkpoint
 from segtrain.engine.ranks import agreed
 from segtrain.engine.rotation import rotate
 from segtrain.engine.run import Run
+from segtrain.engine.shard_files import rotate_sharded, save_sharded
+from segtrain.engine.shards import is_sharded, sharded_tensors, whole_weights
 
 
 def save_last(run: Run) -> None:
@@ -26,6 +29,10 @@ def save_last(run: Run) -> None:
     if run.saved == state:
         return
     payload = run.resume_payload()
+    if is_sharded(run.model):
+        _save_shards(run, payload)
+        run.saved = state
+        return
     with agreed():
         if rank() == 0:
             run.tracker.flush()
@@ -51,8 +58,21 @@ def save_unsaved(run: Run) -> bool:
     return True
 
 
-def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:
-    """Write the weights whose results count, with these results; ranks and errors as in `save_last`."""
+def _save_shards(run: Run, payload: Mapping[str, Any]) -> None:
+    """Write the run as a folder, each rank its part of the tensors."""
+    with agreed():
+        run.tracker.flush()
+    folder = run.last_path.parent
+    tensors = sharded_tensors(run.model, run.optimizer, None if run.ema is None else run.ema.module)
+    save_sharded(folder, tensors, payload, step=run.state.step)
     with agreed():
         if rank() == 0:
-            save_checkpoint(run.best_path, run.best_payload(scores, support=support))
+            rotate_sharded(folder, step=run.state.step, keep_last=run.config.train.keep_last)
+
+
+def save_best(run: Run, scores: Mapping[str, float], *, support: Mapping[str, int]) -> None:
+    """Write the weights whose results count, with these results; ranks and errors as in `save_last`."""
+    weights = whole_weights(run.evaluated_model())
+    with agreed():
+        if rank() == 0:
+            save_checkpoint(run.best_path, run.best_payload(scores, support=support) | {"model": weights})

@@ -22,7 +22,7 @@ from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.distributed import rank
 from segtrain.engine.announce import announce
-from segtrain.engine.average import WeightAverage
+from segtrain.engine.average import WeightAverage, shard_model
 from segtrain.engine.buffers import Buffers
 from segtrain.engine.compiled import check_compile, compile_model
 from segtrain.engine.custom_loss import TrainingLoss
@@ -38,6 +38,8 @@ from segtrain.engine.ranks import agreed, check_alike, from_first, rank_device
 from segtrain.engine.realised import save_realised
 from segtrain.engine.run import Run, make_average, restore
 from segtrain.engine.run_data import RunData
+from segtrain.engine.shard_files import read_shards
+from segtrain.engine.shards import check_sharding, is_sharded
 from segtrain.engine.state import Schedule, TrainState
 from segtrain.engine.teacher import Teacher, check_sight, load_teacher
 from segtrain.engine.telemetry import Telemetry
@@ -203,6 +205,7 @@ def _learner(
     tell: Callable[[str], object],
 ) -> _Learner:
     """Make the optimizer and all that holds a state, alike on all ranks, as in the checkpoint where there is one."""
+    average = shard_model(model, config.train.ema, device) if config.train.parallel == "fsdp" else None
     optimizer = build_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     seed_rank(config.seed, step=0 if payload is None else payload["step"])
@@ -218,7 +221,11 @@ def _learner(
             device=device,
         )
     model.train()  # as it stays: an evaluation puts back what it finds
-    replicas = make_replicas(model)
+    if not is_sharded(model):
+        average = make_average(model, config.train.ema, payload)
+    elif payload is not None:
+        read_shards(payload, model, optimizer, average)
+    replicas = None if is_sharded(model) else make_replicas(model)
     called = model if replicas is None else replicas
     return _Learner(
         model=model,
@@ -227,7 +234,7 @@ def _learner(
         buffers=Buffers(model),
         optimizer=optimizer,
         scaler=scaler,
-        ema=make_average(model, config.train.ema, payload),
+        ema=average,
         state=state,
     )
 
@@ -284,3 +291,4 @@ def _check_settings(config: Config, device: torch.device) -> None:
     autocast(device, config.train.precision)
     check_metric_name(config)
     check_compile(config, device)
+    check_sharding(config)

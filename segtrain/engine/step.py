@@ -12,6 +12,7 @@ from torch import Tensor
 from segtrain.distributed import all_reduce_sum, world_size
 from segtrain.engine.device import autocast
 from segtrain.engine.run import Run
+from segtrain.engine.shards import whole
 from segtrain.engine.state import rng_state, set_rng_state
 from segtrain.optim import set_learning_rate
 
@@ -122,7 +123,7 @@ def _clip(run: Run) -> Tensor:
     """Return the norm of the gradient, as it was before clipping; under fp16 free of the loss scale."""
     run.scaler.unscale_(run.optimizer)
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+    norm = whole(torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None]))
     clip = run.config.optimizer.clip_norm
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)

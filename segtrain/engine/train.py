@@ -24,10 +24,11 @@ from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
 from segtrain.engine.pulse import Pulse
-from segtrain.engine.ranks import agreed, broadcast_weights, from_first, rank_console, rank_device, training_ranks
+from segtrain.engine.ranks import agreed, from_first, rank_console, rank_device, training_ranks
 from segtrain.engine.run import Run
 from segtrain.engine.saving import save_best, save_last, save_unsaved
 from segtrain.engine.setup import prepare
+from segtrain.engine.shards import gathered, give_weights, is_sharded
 from segtrain.engine.signals import Interrupted, StopRequest
 from segtrain.engine.thresholds import ThresholdTuner
 from segtrain.errors import DataError, SegtrainError
@@ -210,17 +211,17 @@ def _evaluate_val(run: Run, pulse: Pulse, *, step: int) -> Evaluation:
         pulse.check()
         run.validation_images.take(index, image, target, prediction)
 
-    evaluation = evaluate(
-        run.config,
-        model=run.evaluated_model(),
-        normalize=run.normalize,
-        data=run.val_data,
-        frequencies=run.frequencies,
-        loss=run.validation_loss if run.measures_loss else None,
-        device=run.device,
-        on_image=on_image,
-        tuner=tuner,
-    )
+    with gathered(run.evaluated_model()) as model:
+        evaluation = evaluate(
+            run.config,
+            model=model,
+            normalize=run.normalize,
+            data=run.val_data,
+            frequencies=run.frequencies,
+            loss=run.validation_loss if run.measures_loss else None,
+            on_image=on_image,
+            tuner=tuner,
+        )
     run.thresholds = None if tuner is None else tuner.tuned(data.class_names, step=step)
     return evaluation
 
@@ -230,12 +231,13 @@ def _evaluate_best(run: Run, pulse: Pulse) -> Evaluation:
 
     The run's own weights are gone then: they are in last.pt. The first rank reads, and gives the others the weights.
     """
-    step = run.state.step
+    step, weights, model = run.state.step, {}, run.evaluated_model()
+    path = run.best_path if run.best_path.is_file() else run.last_path
     with agreed():
-        if rank() == 0:
-            path = run.best_path if run.best_path.is_file() else run.last_path
+        if rank() == 0 and path.is_file():  # a sharded run without a best one has no file of whole weights
             payload = load_checkpoint(path)
-            load_weights(run.evaluated_model(), payload.get("ema") or payload["model"], path=path)
-            step = payload["step"]
-    broadcast_weights(run.evaluated_model())
+            step, weights = payload["step"], payload.get("ema") or payload["model"]
+            if not is_sharded(model):
+                load_weights(model, weights, path=path)
+    give_weights(model, weights)
     return _evaluate_val(run, pulse, step=from_first(step))
