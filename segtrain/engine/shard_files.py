@@ -30,7 +30,7 @@ from segtrain.engine.ranks import agreed
 from segtrain.engine.shards import make_moments, sharded_tensors
 from segtrain.errors import CheckpointError
 
-NAME = re.compile(r"sharded-(\d+)")
+NAME = re.compile(r"sharded-(\d+)(?:-(\d+))?")  # the second number: of a further save at that step
 RUN_FILE = "run.pt"
 METADATA_FILE = ".metadata"
 MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
@@ -48,7 +48,8 @@ OTHER_NAMES = {
 def sharded_folders(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of the sharded checkpoints in a run's folder of checkpoints, the newest first."""
     matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("sharded-*") if path.is_dir())
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+    found = sorted(((int(match[1]), int(match[2] or 1), path) for match, path in matches if match), reverse=True)
+    return [(step, path) for step, _, path in found]
 
 
 def save_sharded(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], *, step: int) -> None:
@@ -186,23 +187,27 @@ class _Unpickler(pickle.Unpickler):
 
 
 def rotate_sharded(folder: Path, *, step: int, keep_last: int) -> None:
-    """Keep the newest checkpoints up to `step`; those of later steps are of a course that the run has left."""
-    kept = [path for number, path in sharded_folders(folder) if number <= step][:keep_last]
-    for _, path in sharded_folders(folder):
+    """Keep the newest checkpoints up to `step`, one of each; those of later steps are of a course that was left."""
+    found = sharded_folders(folder)
+    newest = {number: path for number, path in reversed(found) if number <= step}
+    kept = [newest[number] for number in sorted(newest, reverse=True)[:keep_last]]
+    for _, path in found:
         if path not in kept:
             shutil.rmtree(path)
 
 
 def _take_name(temporary: Path, target: Path) -> None:
-    """Give a folder its name; one that has it is of an earlier save at that step, or of a course that was left."""
+    """Give a folder its name, or the next one where an earlier save at that step has it.
+
+    No rename replaces a folder that holds something, and to move it away first would leave a moment without any.
+    """
     sync_folder(temporary)
-    old = target.with_name(f".{target.name}.old.tmp")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
+    name, number = target, 1
+    while name.exists():
+        number += 1
+        name = target.with_name(f"{target.name}-{number}")
+    temporary.rename(name)
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

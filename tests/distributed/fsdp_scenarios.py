@@ -81,18 +81,18 @@ def resumed(plain: dict[str, Any]) -> Report:
 
 
 def torn(plain: dict[str, Any]) -> Report:
-    """A save that ends before its folder has its name, and the run that goes on from the one before."""
+    """The second save of a step ends before its folder has its name; the run goes on from the first."""
     take_name = shard_files._take_name
+    folder = Path(plain["output"]) / "torn" / "checkpoints"
 
     def fail(temporary: Path, target: Path) -> None:
-        if target.name == "sharded-00000006":
+        if target == folder / "sharded-00000006" and target.exists():
             raise OSError("the disk is full")
         take_name(temporary, target)
 
     shard_files._take_name = fail
     error = error_of(plain, "torn", parallel="fsdp")
     shard_files._take_name = take_name
-    folder = Path(plain["output"]) / "torn" / "checkpoints"
     left = sorted(path.name for path in folder.iterdir())
     model = Net()
     step = run(plain, "torn", model, parallel="fsdp", resume="auto").step

@@ -22,7 +22,7 @@ from torch.distributed import checkpoint as dcp
 from segtrain.config import parse_config
 from segtrain.engine import evaluate, train
 from segtrain.engine.checkpoint import load_checkpoint
-from segtrain.engine.shard_files import load_sharded, newest_sharded, read_metadata, stored_sizes
+from segtrain.engine.shard_files import load_sharded, newest_sharded, read_metadata, sharded_folders, stored_sizes
 from segtrain.errors import CheckpointError, ConfigError
 
 SECONDS = 480
@@ -116,7 +116,7 @@ def test_a_sharded_run_stops_on_a_signal_and_goes_on_to_the_same_bits(
 ) -> None:
     for rank in ranks:
         assert rank["resumed"] == {"stopped": [signal.SIGTERM, 3, 6], "equal": True}
-    folders = [Path(plain["output"]) / name / "checkpoints" / "sharded-00000006" for name in ("whole", "parts")]
+    folders = [sharded_folders(Path(plain["output"]) / name / "checkpoints")[0][1] for name in ("whole", "parts")]
     found, expected = (stored(folder) for folder in folders)
     assert any(name.startswith("ema.") for name in found)
     assert any(name.endswith(".exp_avg_sq") and bool(value.any()) for name, value in found.items())
@@ -141,14 +141,15 @@ def test_a_save_that_was_torn_leaves_the_one_before_it_to_go_on_from(ranks: list
     for rank in ranks:
         found = rank["torn"]
         assert "the disk is full" in found["error"]
-        assert found["left"] == [".sharded-00000006.tmp", "best.pt", "sharded-00000003"]
+        assert found["left"] == [".sharded-00000006.tmp", "best.pt", "sharded-00000003-2", "sharded-00000006"]
         assert found["step"] == 6
     assert ranks[0]["torn"]["weights"] == ranks[1]["torn"]["weights"]
 
 
 def test_damage_is_noticed_and_the_checkpoint_before_it_taken(shards: Path) -> None:
-    newest, before = shards / "sharded-00000006", shards / "sharded-00000003"
-    assert sorted(path.name for path in shards.glob("sharded-*")) == [before.name, newest.name]
+    # each was saved ahead of the evaluation and after it
+    newest, before = shards / "sharded-00000006-2", shards / "sharded-00000003-2"
+    assert [path for _, path in sharded_folders(shards)] == [newest, before]
     file = newest / "__1_0.distcp"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -172,7 +173,7 @@ class _Payload:
 
 
 def test_a_hostile_description_of_the_tensors_runs_no_code(shards: Path, tmp_path: Path) -> None:
-    path, mark = shards / "sharded-00000006", tmp_path / "mark"
+    path, mark = sharded_folders(shards)[0][1], tmp_path / "mark"
     metadata = read_metadata(path)
     metadata.planner_data = _Payload(mark)
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
