@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from segtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 Gathered = TypeVar("Gathered")
 TIMEOUT_SECONDS = 600.0
@@ -92,9 +95,12 @@ def _own_round(timeout_seconds: float) -> dict[str, Any]:
     """
     if not may_restart() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return {}
+    # here, as torch can be built without them
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
     address, port, own_rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
-    tcp = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_seconds))
-    store, word = dist.PrefixStore("segtrain/rounds", tcp), uuid4().hex
+    tcp = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_seconds))
+    store, word = PrefixStore("segtrain/rounds", tcp), uuid4().hex
     if own_rank == 0:
         _tell_name(store, word, timeout_seconds=timeout_seconds)
         name = word
@@ -102,10 +108,10 @@ def _own_round(timeout_seconds: float) -> dict[str, Any]:
         store.set(f"hello/{own_rank}", word)
         name = store.get(f"welcome/{word}").decode()
         store.set(f"heard/{name}/{own_rank}", "")
-    return {"store": dist.PrefixStore(name, store), "rank": own_rank, "world_size": launched_size()}
+    return {"store": PrefixStore(name, store), "rank": own_rank, "world_size": launched_size()}
 
 
-def _tell_name(store: dist.Store, name: str, *, timeout_seconds: float) -> None:
+def _tell_name(store: Store, name: str, *, timeout_seconds: float) -> None:
     """Answer every rank that says hello, until all have heard the name."""
     deadline = time.monotonic() + timeout_seconds
     missing = list(range(1, launched_size()))

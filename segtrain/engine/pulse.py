@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import distributed as dist
 
 from segtrain.distributed import rank, world_size
 from segtrain.engine.signals import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 SECONDS_BETWEEN_LOOKS = 1.0
 STOP_KEY = "segtrain/stop"
@@ -105,7 +108,7 @@ class Pulse:
         if self._group is not None:
             self._store().set(STOP_KEY, "")
 
-    def _store(self) -> dist.Store:
+    def _store(self) -> Store:
         assert self._group is not None
         return self._group.get_group_store()
 

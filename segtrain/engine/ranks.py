@@ -93,11 +93,13 @@ class Board:
     """Where ranks leave word for each other while no collective can pass: the store by which they found each other."""
 
     def __init__(self) -> None:
+        from torch.distributed.distributed_c10d import PrefixStore
+
         assert dist.group.WORLD is not None
         store = dist.group.WORLD.get_group_store()
         # several runs may use one store, one after another
         number = gather_objects(store.add("segtrain/runs", 1) if rank() == 0 else 0)[0]
-        self._store = dist.PrefixStore(f"segtrain/{number}", store)
+        self._store = PrefixStore(f"segtrain/{number}", store)
 
     def report(self, error: BaseException) -> None:
         """Leave the reason for which this rank ends."""
