@@ -14,6 +14,8 @@ from segtrain.engine.signals import HANDLED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "reliability.md"
+TEXTS = (".py", ".md", ".yaml")
+OPEN_TO_ALL = re.compile(r"bind_all|tensorboard[^\n]*--host")
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -54,3 +56,14 @@ def test_the_page_tells_the_codes_and_the_keys() -> None:
         assert re.search(rf"^\| {number.name} \|.*\| {128 + number} \|$", text, re.MULTILINE)
     for key in re.findall(r"`train\.(\w+)[`:=]", text):
         assert key in TrainConfig.model_fields, key
+
+
+def test_tensorboard_is_never_told_to_listen_to_all_and_a_tunnel_is_shown() -> None:
+    folders = ("segtrain", "tools", "configs", "docs")
+    texts = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.suffix in TEXTS]
+    texts += [REPOSITORY / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md")]
+    assert len(texts) > 100
+    for path in texts:
+        assert not OPEN_TO_ALL.search(path.read_text(encoding="utf-8")), path
+    for name in ("README.md", "README.zh.md"):
+        assert "ssh -L 6006:localhost:6006" in (REPOSITORY / name).read_text(encoding="utf-8")
