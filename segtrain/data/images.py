@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ REDUCED = {
     "RGB": {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8},
     "L": {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8},
 }
+PLAIN_PATH = type(Path())
 FIRST_BYTES = 2**16  # of a file, in which its header stands as a rule
 GRAY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "P", "PA")
+KNOWN_MODES = frozenset((*GRAY_MODES, *COLOR_MODES))
 
 
 def read_image(path: Path, *, in_channels: int = 3, max_pixels: int, bands: Sequence[int] | None = None) -> AnyArray:
@@ -130,7 +132,7 @@ def check_whole(header: Header, path: Path) -> None:
 
 def explain_mode(header: Header, in_channels: int) -> str:
     """Say why an image of this kind of pixel does not fit `in_channels` (1 or 3); empty when it does."""
-    if header.mode not in (*GRAY_MODES, *COLOR_MODES):
+    if header.mode not in KNOWN_MODES:
         return f"{header.kind} pixels of mode {header.mode}; images have 8 or 16 bits without sign"
     if in_channels == 1 and header.mode in COLOR_MODES:
         return "a colour image, but model.in_channels is 1: convert it to grey, or use 3"
@@ -213,12 +215,14 @@ def decode_with_pillow(data: bytes, path: Path) -> AnyArray:
 def read_checked(path: Path, *, max_pixels: int) -> tuple[bytes, Header]:
     """The bytes of an image file and its header, which is checked before the rest is read; raises FileProblem."""
     try:
-        with path.open("rb", buffering=0) as stream:
+        # The same for files as their own `open`, which takes longer than to read some; tar members have another.
+        with FileIO(path) if type(path) is PLAIN_PATH else path.open("rb", buffering=0) as stream:
             first = stream.read(FIRST_BYTES)
             plain = plain_header(first)
             if plain is not None and plain[0].height * plain[0].width <= max_pixels:
                 header, start_of_pixels = plain
-                data = first + stream.readall()
+                rest = stream.readall()
+                data = first + rest if rest else first
                 if has_end(data, header.kind, start_of_pixels):
                     return data, header
         with path.open("rb") as buffered:  # files that want a closer look, which says what is wrong

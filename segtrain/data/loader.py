@@ -18,13 +18,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader
 
+from segtrain.data.batches import fill_batch
 from segtrain.data.dataset import EvalDataset, Item, TrainDataset
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.errors import DataError
 
 Batch = TypeVar("Batch")
+Read = Callable[[Sequence[Any]], Iterator[Any]]
 
 
 class BatchSampler(Protocol):
@@ -52,7 +54,15 @@ def build_train_loader(
     Workers live as long as the loader, and each reads `prefetch` batches ahead; `set_position` of the sampler before
     each epoch says what comes.
     """
-    return Loader(dataset, sampler, collate=collate_train, workers=workers, pin_memory=pin_memory, prefetch=prefetch)
+    return Loader(
+        dataset,
+        sampler,
+        collate=fill_batch,
+        workers=workers,
+        pin_memory=pin_memory,
+        prefetch=prefetch,
+        read=dataset.each,
+    )
 
 
 def build_eval_loader(
@@ -64,48 +74,6 @@ def build_eval_loader(
     return Loader(dataset, batches, collate=list, workers=workers, pin_memory=False)
 
 
-def collate_train(items: Collection[Item]) -> dict[str, torch.Tensor]:
-    """Stack items to {image [N, C, H, W], target [N, H, W], index [N], distances [N, K, H, W] where items have them}.
-
-    Raises:
-        DataError: sizes differ.
-    """
-    if get_worker_info() is None:
-        return _stacked_as_read(items)
-    items = list(items)
-    _check_sizes([item["image"] for item in items])
-    # Stacked as rows of pixels lie in memory, channels last: a stack of [C, H, W] would move each value singly. By
-    # torch's function, which stacks into memory that the other process sees too.
-    pixels = default_collate([item["image"].permute(1, 2, 0) for item in items])
-    rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
-    return {"image": pixels.permute(0, 3, 1, 2), **default_collate(rest)}
-
-
-def _stacked_as_read(items: Collection[Item]) -> dict[str, torch.Tensor]:
-    """The same where nothing is sent: each item goes to its place while the processor still has it at hand."""
-    batch: dict[str, torch.Tensor] = {}
-    for place, item in enumerate(items):
-        for key, value in item.items():
-            part = value.permute(1, 2, 0) if key == "image" else torch.as_tensor(value)
-            if place == 0:
-                batch[key] = torch.empty((len(items), *part.shape), dtype=part.dtype)
-            elif key == "image":
-                _check_sizes([batch[key][0].permute(2, 0, 1), value])
-            assert part.shape == batch[key].shape[1:], f"{key}: {list(part.shape)}, before {list(batch[key].shape[1:])}"
-            batch[key][place] = part
-    return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
-
-
-def _check_sizes(images: Sequence[torch.Tensor]) -> None:
-    kinds = {(tuple(image.shape), image.dtype) for image in images}
-    if len(kinds) > 1:
-        found = ", ".join(sorted(f"{shape[2]}x{shape[1]} {str(dtype)[6:]}" for shape, dtype in kinds))
-        raise DataError(
-            f"the images of a batch differ: {found}. Bring them to one size with data.input_size, "
-            "or with crop at the end of data.train_transforms"
-        )
-
-
 @dataclass(frozen=True)
 class _Failure:
     """A DataError on its way out of a worker: torch would bury its message in a traceback."""
@@ -113,18 +81,18 @@ class _Failure:
     message: str
 
 
-class _Reading(Collection[Item]):
+class _Reading(Collection[Any]):
     """The items of a batch, each read as it is asked for."""
 
-    def __init__(self, dataset: Readable, keys: Sequence[Any]) -> None:
-        self._dataset = dataset
+    def __init__(self, read: Read, keys: Sequence[Any]) -> None:
+        self._read = read
         self._keys = keys
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __iter__(self) -> Iterator[Item]:
-        return (self._dataset[key] for key in self._keys)
+    def __iter__(self) -> Iterator[Any]:
+        return self._read(self._keys)
 
     def __contains__(self, item: object) -> bool:
         return any(one is item for one in self)
@@ -133,11 +101,11 @@ class _Reading(Collection[Item]):
 class _Batches:
     """The data set as torch sees it: of the keys of a batch it gives what reads them."""
 
-    def __init__(self, dataset: Readable) -> None:
-        self.dataset = dataset
+    def __init__(self, read: Read) -> None:
+        self.read = read
 
     def __getitems__(self, keys: list[Any]) -> _Reading:
-        return _Reading(self.dataset, keys)
+        return _Reading(self.read, keys)
 
 
 class _Guarded:
@@ -183,22 +151,30 @@ class Loader(Generic[Batch]):
         pin_memory: bool,
         prefetch: int = 2,
         context: str | None = None,
+        read: Read | None = None,
     ) -> None:
+        """Load `batches` of keys; `read` gives the items of some keys, by default dataset[key] of each."""
         self.dataset = dataset
         self._recorded = _Recorded(batches)
         self._iterator: Any = None
         self._kill_workers = partial(_kill, [])
+        self._read = _Batches(partial(map, dataset.__getitem__) if read is None else read)
+        self._collate = _Guarded(collate)
+        self._pin_memory = pin_memory
+        self._loader = None if workers == 0 else self._with_workers(workers, prefetch=prefetch, context=context)
+
+    def _with_workers(self, workers: int, *, prefetch: int, context: str | None) -> DataLoader[Any]:
         with _quiet():
-            self._loader: DataLoader[Any] = DataLoader(
-                _Batches(dataset),  # type: ignore[arg-type]
+            return DataLoader(
+                self._read,  # type: ignore[arg-type]
                 batch_sampler=self._recorded,
                 num_workers=workers,
-                collate_fn=_Guarded(collate),
-                worker_init_fn=prepare_worker if workers else None,
-                persistent_workers=workers > 0,
-                prefetch_factor=prefetch if workers else None,
-                multiprocessing_context=(context or start_method()) if workers else None,
-                pin_memory=pin_memory,
+                collate_fn=self._collate,
+                worker_init_fn=prepare_worker,
+                persistent_workers=True,
+                prefetch_factor=prefetch,
+                multiprocessing_context=context or start_method(),
+                pin_memory=self._pin_memory,
                 generator=torch.Generator(),  # else each epoch takes a number from the global generator
             )
 
@@ -206,8 +182,22 @@ class Loader(Generic[Batch]):
         return len(self._recorded)
 
     def __iter__(self) -> Iterator[Batch]:
+        for batch in self._here() if self._loader is None else self._of_workers(self._loader):
+            if isinstance(batch, _Failure):
+                raise DataError(batch.message)
+            yield batch
+
+    def _here(self) -> Iterator[Any]:
+        """Batches made in this process; torch's loader would do the same with more around it."""
+        for keys in self._recorded.batches:
+            batch = self._collate(self._read.__getitems__(keys))
+            if self._pin_memory and isinstance(batch, dict):
+                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            yield batch
+
+    def _of_workers(self, loader: DataLoader[Any]) -> Iterator[Any]:
         with _quiet(), _own_child_handler():
-            self._iterator = iter(self._loader)
+            self._iterator = iter(loader)
         self._end_workers_at_exit()
         while True:
             try:
@@ -219,14 +209,13 @@ class Loader(Generic[Batch]):
                     raise
                 raise self._worker_died(error) from error
             self._recorded.pending.popleft()
-            if isinstance(batch, _Failure):
-                raise DataError(batch.message)
             yield batch
 
     def close(self) -> None:
         """End the workers now, with force if they are stuck."""
         self._iterator = None
-        self._loader._iterator = None  # asks the workers to end, and waits for some seconds
+        if self._loader is not None:
+            self._loader._iterator = None  # asks the workers to end, and waits for some seconds
         atexit.unregister(self._kill_workers)
         self._kill_workers()
 

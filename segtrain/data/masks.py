@@ -22,6 +22,7 @@ from segtrain.errors import DataError, some
 MAX_VALUES_SHOWN = 10
 LARGEST_RAW_VALUE = 65535
 PIXELS_PER_RUN = 16  # with fewer on average, counting by runs is the slower way
+SPREAD_MODES = frozenset((*COLOR_MODES, "LA", "La")) - {"P"}  # one number may stand in several channels
 CALC_HIST_LIMIT = 2**24  # cv2.calcHist counts in float32, which is exact below this
 
 COLOR_MASK = (
@@ -48,7 +49,7 @@ def read_mask(path: Path, *, max_pixels: int) -> AnyArray:
 def decode_mask(data: bytes, header: Header, *, path: Path) -> AnyArray:
     """Decode the bytes of a mask file whose header is known; see read_mask."""
     _check_exact(data, header, path)
-    if header.mode != "P" and header.mode in (*COLOR_MODES, "LA", "La"):
+    if header.mode in SPREAD_MODES:
         return _one_channel(decode_pixels(data, header, path), header, path)
     if header.mode not in ("P", "1", "I"):
         pixels = decode_pixels(data, header, path)
@@ -218,6 +219,12 @@ class LabelRules:
         return known.astype(self.target_dtype)
 
     @cached_property
+    def _unknown(self) -> tuple[NDArray[np.uint8], int]:
+        """For each value of bytes whether it has no meaning, [256], and the least that has none; 256 where all have."""
+        unknown = (self._slots[:256] > self.num_classes).view(np.uint8)
+        return unknown, int(unknown.argmax()) if unknown.any() else 256
+
+    @cached_property
     def _moved(self) -> int | None:
         """The one known value of bytes that does not stay, and becomes 255; -1 where all stay; else None."""
         if self.target_dtype != np.uint8:
@@ -241,7 +248,7 @@ class LabelRules:
                 raise DataError(reason)
         if raw.dtype == np.uint8 and self._moved is not None:
             # most often all values stay but one, which becomes 255: a comparison is quicker than to look up each pixel
-            return raw if self._moved < 0 else cv2.bitwise_or(raw, cv2.inRange(raw, self._moved, self._moved))
+            return raw if self._moved < 0 else _raised(raw, self._moved)
         if raw.dtype == np.uint8 and self.target_dtype == np.uint8:
             return cv2.LUT(raw, self._targets[:256])
         return np.asarray(self._targets[raw])
@@ -250,10 +257,8 @@ class LabelRules:
         """Whether some value has no meaning, by quicker ways than counting all; wider masks are always counted."""
         if raw.dtype != np.uint8 or not raw.size:
             return True
-        unknown = self._slots[:256] > self.num_classes
-        if not unknown.any() or int(raw.max()) < int(unknown.argmax()):
-            return False
-        return cv2.countNonZero(cv2.LUT(raw, unknown.view(np.uint8))) > 0
+        unknown, least = self._unknown
+        return int(raw.max()) >= least and cv2.countNonZero(cv2.LUT(raw, unknown)) > 0
 
     def count(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Fold a histogram of raw values into int64 [num_classes + 1]; the last entry counts ignored pixels."""
@@ -283,6 +288,13 @@ class LabelRules:
             f"classes are 0 to {self.num_classes - 1} and ignore_index is {self.ignore_index}: "
             "say what they mean in data.label_map"
         )
+
+
+def _raised(raw: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
+    """A copy in which `value` has become 255, all bits of it."""
+    bits = np.equal(raw, value).view(np.uint8)
+    np.negative(bits, out=bits)
+    return np.bitwise_or(raw, bits, out=bits)
 
 
 def narrow(raw: AnyArray) -> AnyArray:

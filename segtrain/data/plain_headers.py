@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 
 from segtrain.data.headers import NOT_ROTATED, Header
 
@@ -11,6 +12,8 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (1, 3): "P", (2, 3): "P", (4, 3): "P", (8, 3): "P", (8, 6): "RGBA"}
+JPEG_PIXELS, PNG_PIXELS = b"\xff\xda", b"IDAT"
+HEADERS_KEPT = 32  # the files of a data set often come from one program, and begin with the same bytes
 NUM_BANDS = {"L": 1, "P": 1, "RGB": 3, "RGBA": 4, "CMYK": 4}
 # Chunks that say nothing of the pixels' meaning, with the lengths that they may have.
 PNG_ASIDES = {
@@ -40,9 +43,41 @@ def plain_header(first: bytes) -> tuple[Header, int] | None:
     """
     try:
         if first.startswith(JPEG_START):
-            return _plain_jpeg(first)
-        return _plain_png(first) if first.startswith(PNG_START) else None
+            return _seen_jpeg(first) or _plain_jpeg(first)
+        return _seen_png(first) or _plain_png(first) if first.startswith(PNG_START) else None
     except (struct.error, IndexError):  # it ends before the pixels begin
+        return None
+
+
+def _seen_jpeg(first: bytes) -> tuple[Header, int] | None:
+    """What `_plain_jpeg` says, looked up where a file began with these bytes before; else None, as in doubt."""
+    place = first.find(JPEG_PIXELS, 2)
+    if place < 0:
+        return None
+    (length,) = _LENGTH.unpack_from(first, place + 2)
+    return _of_jpeg(first[: place + 2 + length])
+
+
+def _seen_png(first: bytes) -> tuple[Header, int] | None:
+    place = first.find(PNG_PIXELS, 8)
+    # without the length of the first pixels, which differs from file to file and says nothing of them
+    return None if place < 4 else _of_png(first[: place - 4])
+
+
+@lru_cache(HEADERS_KEPT)
+def _of_jpeg(begin: bytes) -> tuple[Header, int] | None:
+    """The header in all that comes before the pixels; None where these bytes are not that."""
+    try:
+        return _plain_jpeg(begin)
+    except (struct.error, IndexError):
+        return None
+
+
+@lru_cache(HEADERS_KEPT)
+def _of_png(begin: bytes) -> tuple[Header, int] | None:
+    try:
+        return _plain_png(begin + bytes(4) + PNG_PIXELS)
+    except (struct.error, IndexError):
         return None
 
 

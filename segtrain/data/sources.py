@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root, mask_reader
+from segtrain.data.formats.readers import FileMasks
+from segtrain.data.headers import Header
 from segtrain.data.images import AnyArray, decode_image, read_checked
 from segtrain.data.labels import label_rules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Indices, Samples
 from segtrain.errors import DataError
+
+ReadMask = Callable[[], AnyArray]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A pair of which some bytes are in memory, this many: `read` gives what Pairs.read does, and raises the same."""
+
+    num_bytes: int
+    read: Callable[[], tuple[AnyArray, AnyArray]]
 
 
 class Pairs(ABC):
@@ -36,6 +49,10 @@ class Pairs(ABC):
         Raises:
             FileProblem: the sample cannot be used.
         """
+
+    def open(self, index: int, *, seed: int) -> Opened:
+        """Do what comes before decoding, where that is a step of its own; raises FileProblem."""
+        return Opened(0, partial(self.read, index, seed=seed))
 
     def read_target(self, index: int, *, seed: int) -> AnyArray:
         """Return the target alone, as `read` does; sources that can do so leave the image alone."""
@@ -68,10 +85,18 @@ class FilePairs(Pairs):
 
         With data.decode: reduced the image may be smaller than the target, though not than data.input_size.
         """
+        return self.open(index).read()
+
+    def open(self, index: int, *, seed: int = 0) -> Opened:
+        """Read the bytes of the image, and of masks that are files, and check their headers; see Pairs."""
         sample = self.samples[index]
         content, header = read_checked(sample.image, max_pixels=self.data.max_pixels)
+        mask_bytes, read_mask = self._open_mask(sample)
+        return Opened(len(content) + mask_bytes, partial(self._decode, sample, content, header, read_mask))
+
+    def _decode(self, sample: Sample, content: bytes, header: Header, read_mask: ReadMask) -> tuple[AnyArray, AnyArray]:
         image = self._decode_image(content, header, path=sample.image)
-        target = self._target(sample)
+        target = self._target(sample, read_mask)
         if (header.height, header.width) != target.shape[-2:]:
             sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {header.size}"
             raise FileProblem(sample.mask or sample.image, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
@@ -79,13 +104,19 @@ class FilePairs(Pairs):
 
     def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
         """Read the mask alone; see Pairs."""
-        return self._target(self.samples[index])
+        sample = self.samples[index]
+        return self._target(sample, partial(self._read_mask, sample))
 
-    def _target(self, sample: Sample) -> AnyArray:
+    def _open_mask(self, sample: Sample) -> tuple[int, ReadMask]:
+        if isinstance(self._read_mask, FileMasks):
+            return self._read_mask.open(sample)
+        return 0, partial(self._read_mask, sample)
+
+    def _target(self, sample: Sample, read_mask: ReadMask) -> AnyArray:
         if sample.mask is None:
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         try:
-            return self.rules.encode(self._read_mask(sample))
+            return self.rules.encode(read_mask())
         except FileProblem:
             raise
         except DataError as error:

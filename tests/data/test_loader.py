@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import pytest
 import torch
 
 from segtrain.config.data import DataConfig
+from segtrain.data import batches as batches_module
+from segtrain.data.batches import fill_batch
 from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.formats import find_samples
-from segtrain.data.loader import Loader, build_eval_loader, build_train_loader, collate_train
+from segtrain.data.loader import Loader, build_eval_loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.errors import DataError
 
@@ -77,6 +79,55 @@ def test_the_number_of_workers_changes_nothing(train_set: Callable[..., TrainDat
                 assert torch.equal(alone[key], together[key])
 
 
+def test_a_batch_holds_the_items_of_its_keys_one_by_one(train_set: Callable[..., TrainDataset]) -> None:
+    dataset = train_set(8)
+    keys = next(iter(TrainBatchSampler(8, 4, seed=5)))
+    for workers in (0, 1):
+        batch = batches_of(dataset, workers)[0]
+        for number, key in enumerate(keys):
+            item = dataset[key]
+            assert torch.equal(batch["image"][number], item["image"])
+            assert torch.equal(batch["target"][number], item["target"])
+            assert batch["index"][number] == item["index"] == key[0]
+
+
+def test_files_read_ahead_change_nothing_and_are_few_where_they_are_large(
+    train_set: Callable[..., TrainDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, opened = train_set(6), []
+    open_pair = dataset.pairs.open
+    monkeypatch.setattr(dataset.pairs, "open", lambda index, seed: opened.append(index) or open_pair(index, seed=seed))
+    keys = [(index, 7) for index in range(6)]
+    expected = [dataset[key] for key in keys]
+    files = [dataset.samples[0].image, dataset.samples[0].mask]
+    of_first = sum(path.stat().st_size for path in files if path is not None)
+    for limit, ahead in ((10**9, 6), (0, 1), (of_first + 1, 2)):
+        monkeypatch.setattr("segtrain.data.dataset.READ_AHEAD_BYTES", limit)
+        opened.clear()
+        items = dataset.each(keys)
+        first = next(items)
+        assert opened == list(range(ahead))
+        for item, known in zip([first, *items], expected, strict=True):
+            assert np.array_equal(item["image"], known["image"].permute(1, 2, 0).numpy())
+            assert np.array_equal(item["target"], known["target"].numpy())
+        assert opened == list(range(6))
+
+
+def test_a_batch_made_here_is_pinned_on_request(
+    train_set: Callable[..., TrainDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    (batch,) = build_train_loader(train_set(4), TrainBatchSampler(4, 4, seed=0), workers=0, pin_memory=True)
+    assert len(pinned) == 3
+    assert all(any(value is one for one in pinned) for value in batch.values())
+
+
 def test_workers_stay_for_the_next_epoch_and_follow_its_position(train_set: Callable[..., TrainDataset]) -> None:
     dataset = train_set(12)
     sampler = TrainBatchSampler(12, 4, seed=5)
@@ -112,9 +163,9 @@ def test_different_sizes_in_a_batch_name_the_remedy(train_set: Callable[..., Tra
 
 
 def test_different_types_in_a_batch_are_refused() -> None:
-    items = [{"image": torch.zeros(3, 4, 4, dtype=dtype), "index": 0} for dtype in (torch.uint8, torch.uint16)]
+    items = [{"image": np.zeros((4, 4, 3), dtype), "index": 0} for dtype in (np.uint8, np.uint16)]
     with pytest.raises(DataError, match="4x4 uint16, 4x4 uint8"):
-        collate_train(items)
+        fill_batch(items)
 
 
 def test_a_file_that_breaks_after_the_scan_is_named_without_a_traceback(train_set: Callable[..., TrainDataset]) -> None:
@@ -175,9 +226,10 @@ class Deadly(TrainDataset):
 class Slow(TrainDataset):
     """Takes its time."""
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        time.sleep(0.1)
-        return super().__getitem__(key)
+    def each(self, keys: Iterable[tuple[int, int]]) -> Iterator[Any]:
+        for item in super().each(keys):
+            time.sleep(0.1)
+            yield item
 
 
 @pytest.fixture
@@ -194,7 +246,7 @@ def test_a_dead_worker_names_the_data_set_and_the_samples(
     deadly = Deadly(dataset.samples, dataset.data)
     deadly.may_die = tmp_path / "may_die"
     handler = signal.getsignal(signal.SIGCHLD)
-    loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate=collate_train, workers=1, pin_memory=False)
+    loader = Loader(deadly, [[(0, 1), (1, 1)], [(6, 1), (7, 1)]], collate=list, workers=1, pin_memory=False)
     batches = iter(loader)
     next(batches)
     deadly.may_die.touch()
@@ -207,7 +259,7 @@ def test_a_dead_worker_names_the_data_set_and_the_samples(
 class Faulty(TrainDataset):
     """Raises an error of our own making."""
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def each(self, keys: Iterable[tuple[int, int]]) -> Iterator[Any]:
         raise RuntimeError("shapes differ, and a pipe exited unexpectedly")
 
 
@@ -269,7 +321,8 @@ def test_a_loader_works_outside_the_main_thread(train_set: Callable[..., TrainDa
 
 def test_what_workers_receive_can_be_pickled(train_set: Callable[..., TrainDataset]) -> None:
     dataset = train_set()
-    loader = build_train_loader(dataset, TrainBatchSampler(10, 2, seed=0), workers=0)
+    loader = build_train_loader(dataset, TrainBatchSampler(10, 2, seed=0), workers=1)
+    assert loader._loader is not None
     guarded, collate = pickle.loads(pickle.dumps((loader._loader.dataset, loader._loader.collate_fn)))
     assert torch.equal(collate(guarded.__getitems__([(1, 2)]))["image"][0], dataset[1, 2]["image"])
 
@@ -287,6 +340,17 @@ def test_batches_lie_in_memory_as_images_do(train_set: Callable[..., TrainDatase
     for workers in (0, 1):
         image = batches_of(dataset, workers)[0]["image"]
         assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_workers_send_is_not_copied_into_shared_memory_on_its_way(
+    train_set: Callable[..., TrainDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "get_worker_info", lambda: object())
+    (item,) = train_set(1).each([(0, 1)])
+    batch = fill_batch([item, item])
+    assert all(tensor.is_shared() for tensor in batch.values())
+    monkeypatch.undo()
+    assert not any(tensor.is_shared() for tensor in fill_batch([item]).values())
 
 
 def test_workers_read_as_many_batches_ahead_as_the_setting_says(train_set: Callable[..., TrainDataset]) -> None:

@@ -34,9 +34,9 @@ def rotated() -> Image.Exif:
     return exif
 
 
-def noted(keyword: str) -> PngImagePlugin.PngInfo:
+def noted(keyword: str, note: str = "a note") -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
-    info.add_text(keyword, "a note")
+    info.add_text(keyword, note)
     return info
 
 
@@ -129,3 +129,36 @@ def test_the_small_decode_of_the_scan_fails_where_the_full_one_does(whole: bytes
         assert problems[0] == problems[1]
         told[problems[0] is None] += 1
     assert min(told.values()) > 10
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        saved("RGB", "JPEG", comment=b"\xff\xda"),
+        saved("RGB", "JPEG", comment=b"a\xff\xda\0\x0c" + bytes(40)),
+        saved("RGB", "JPEG", comment=b"\xff\xc0\0\x11\x08\0\x09\0\x09\x03" + bytes(9) + b"\xff\xda\0\x08\x03"),
+        saved("L", "PNG", pnginfo=noted("note", "IDAT")),
+        saved("L", "PNG", pnginfo=noted("note", "aIDATIDAT" + "\0" * 9)),
+    ],
+)
+def test_a_note_that_looks_like_the_start_of_the_pixels_is_none(whole: bytes) -> None:
+    found = plain_header(whole)
+    assert found is not None
+    assert found[0] == read_header(BytesIO(whole), Path("a"), max_pixels=10**6)
+    assert whole[found[1] - 4 : found[1]] == b"IDAT" or whole[found[1] - 14 :].startswith(b"\xff\xda\0\x0c\x03")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "PNG")])
+def test_headers_are_remembered_by_their_bytes_alone(mode: str, kind: str) -> None:
+    def of_size(width: int, height: int) -> bytes:
+        stream = BytesIO()
+        Image.new(mode, (width, height)).save(stream, kind)
+        return stream.getvalue()
+
+    low, high = of_size(16, 8), of_size(8, 16)
+    for whole, height in ((low, 8), (high, 16), (low, 8)):
+        found = plain_header(whole)
+        assert found is not None
+        assert found[0].height == height
+        assert plain_header(whole[: found[1]]) == found
+        assert plain_header(whole[: found[1] - 1]) is None  # ends before the pixels begin
