@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from segtrain.data.dataset import EvalDataset
 from segtrain.data.frequencies import ClassFrequencies, check_split
 from segtrain.data.loader import build_eval_loader
 from segtrain.distributed import gather_objects, rank, sum_over_ranks, world_size
+from segtrain.engine.nan_outputs import CountNan
 from segtrain.engine.predict import Predictor, resize_logits
 from segtrain.engine.ranks import agreed
 from segtrain.engine.thresholds import ThresholdTuner
@@ -36,7 +38,9 @@ class Evaluation:
     each mean is over) and `counted` (how many of these have a defined IoU). loss: mean over the valid pixels of the
     loss of the images, None without a loss. frequencies: of the training data, None where not known. prior_tau: τ of
     the post-hoc logit adjustment behind the predictions (not behind the loss), None without. thresholds: of each class
-    by name, the probability from which on it was taken for present; None where classes exclude each other.
+    by name, the probability from which on it was taken for present; None where classes exclude each other. nan_outputs:
+    images (with evaluate.tile: tiles) whose logits hold NaN. Their pixels are counted as the argmax has them, which
+    means nothing: the scores can be trusted if it is 0.
     """
 
     confusion: Confusion
@@ -50,6 +54,7 @@ class Evaluation:
     frequencies: ClassFrequencies | None
     prior_tau: float | None = None
     thresholds: dict[str, float] | None = None
+    nan_outputs: int = 0
 
 
 def evaluate(
@@ -100,8 +105,9 @@ def evaluate(
     names = config.data.class_names
     if tuner is not None:
         thresholds = dict(zip(names, config.evaluate.thresholds(names), strict=True))
+    nan = CountNan()
     predictor = Predictor.from_config(
-        config, model=model, normalize=normalize, frequencies=frequencies, thresholds=thresholds
+        config, model=model, normalize=normalize, frequencies=frequencies, thresholds=thresholds, nan=nan
     )
     confusion = make_confusion(config)
     mean_loss = None if loss is None or predictor.tile else _MeanLoss(loss, config.data.ignore_index)
@@ -121,7 +127,8 @@ def evaluate(
     confusion = _of_all_ranks(confusion)
     if tuner is not None:
         tuner.counts = torch.from_numpy(sum_over_ranks(tuner.counts.numpy()))
-    return _evaluation(config, confusion, predictor, split=split, loss=mean, frequencies=frequencies)
+    found = _evaluation(config, confusion, predictor, split=split, loss=mean, frequencies=frequencies)
+    return replace(found, nan_outputs=int(sum_over_ranks(np.array([nan.count], np.int64))[0]))
 
 
 def make_confusion(config: Config) -> Confusion:

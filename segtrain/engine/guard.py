@@ -57,5 +57,5 @@ def _message(step: int, names: Sequence[str], folder: Path) -> str:
     return (
         f"the loss or its gradient was not finite in {IN_A_ROW} steps in a row, the last one step {step} with the "
         f"images {', '.join(names)}. Lower optimizer.lr, set optimizer.clip_norm, use train.precision=fp32, and look "
-        f"at these images; the last good checkpoint is in {folder}"
+        f"at these images; the checkpoints of the steps before are in {folder}"
     )

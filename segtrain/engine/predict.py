@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from segtrain.config import Config
 from segtrain.config.schema import TileConfig
 from segtrain.data import ClassFrequencies
 from segtrain.engine.device import autocast
+from segtrain.engine.nan_outputs import NanOutputs, RefuseNan
 from segtrain.engine.thresholds import thresholds_in_force
 from segtrain.errors import ConfigError
 from segtrain.kernels.upsample import CoarseLogits
@@ -31,7 +32,7 @@ class Predictor:
     normalize: images as stored -> normalised floats. batch_size: tiles in one forward pass. precision: fp32, bf16 or
     fp16. shift: floats [K], added to the logits where classes are chosen, and only there; see `prior_shift`.
     thresholds: probabilities [K] from which on a class is present, where classes do not exclude each other; None: the
-    most probable class is predicted.
+    most probable class is predicted. nan: what becomes of logits that hold NaN, of which no class can be told.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Predictor:
     batch_size: int = DEFAULT_BATCH_SIZE
     shift: Tensor | None = None
     thresholds: tuple[float, ...] | None = None
+    nan: NanOutputs = field(default_factory=RefuseNan)
 
     @classmethod
     def from_config(
@@ -52,13 +54,15 @@ class Predictor:
         normalize: Callable[[Tensor], Tensor],
         frequencies: ClassFrequencies | None = None,
         thresholds: Mapping[str, float] | None = None,
+        nan: NanOutputs | None = None,
     ) -> Predictor:
         """Predict as `config` says (sections evaluate and train).
 
         A model trained in fp16 on a GPU predicts in fp32 on a CPU, which has no fp16 arithmetic worth using.
 
         frequencies: of the training data, as the checkpoint holds them; needed by evaluate.prior_tau. thresholds:
-        {class name: threshold} chosen on val, as the checkpoint holds them; needed by evaluate.tune_thresholds.
+        {class name: threshold} chosen on val, as the checkpoint holds them; needed by evaluate.tune_thresholds. nan:
+        default: logits that hold NaN are an error.
 
         Raises:
             ConfigError: evaluate.prior_tau or tune_thresholds is set and what it needs is not known.
@@ -73,6 +77,7 @@ class Predictor:
             batch_size=config.evaluate.batch_size,
             shift=_shift(config, frequencies),
             thresholds=thresholds_in_force(config, thresholds),
+            nan=RefuseNan() if nan is None else nan,
         )
 
     @torch.no_grad()
@@ -92,7 +97,9 @@ class Predictor:
         if not isinstance(self.model, SegmentationModel) or self.model.upsampling == 1:
             return self._forward(images)
         with autocast(device_of(self.model), self.precision):
-            return self.model.coarse(self._inputs(images))
+            read = self.model.coarse(self._inputs(images))
+        self.nan.see(read.values)
+        return read
 
     @torch.no_grad()
     def classes(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -155,6 +162,7 @@ class Predictor:
                 f"the model made {list(logits.shape)} of images {list(images.shape)}: "
                 "expected logits [N, num_classes, H, W] at the size of the images"
             )
+        self.nan.see(logits)
         return logits.float()
 
     def _inputs(self, images: Tensor) -> Tensor:

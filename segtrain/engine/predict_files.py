@@ -25,6 +25,7 @@ from segtrain.data.problems import FileProblem
 from segtrain.data.transforms import resize_image
 from segtrain.drawing import class_palette, colorize, overlay
 from segtrain.engine import label_files, probability_files
+from segtrain.engine.nan_outputs import NanError
 from segtrain.engine.predict import Predictor, resize_logits
 from segtrain.errors import ConfigError, DataError, listing
 from segtrain.files import write_json, write_whole
@@ -137,7 +138,8 @@ def write_predictions(
 
     Raises:
         ConfigError: `save` names none of EXTRAS.
-        DataError: images that could not be read, all in one message, after the others have been written.
+        DataError: images that could not be read, or of which the model makes NaN, all in one message, after the
+            others have been written.
     """
     if unknown := [name for name in save if name not in EXTRAS]:
         raise ConfigError(f"nothing of that name can be saved: {', '.join(unknown)}; known: {', '.join(EXTRAS)}")
@@ -157,10 +159,7 @@ def write_predictions(
                 for source, _ in batch
                 if "probabilities" in save
             }
-            predictions = (
-                _predict_with_maps(batch, config, predictor, maps) if maps else _predict(batch, config, predictor)
-            )
-            for (source, image), prediction in zip(batch, predictions, strict=True):
+            for (source, image), prediction in _predicted(batch, config, predictor, maps=maps, problems=problems):
                 labels = label_files.label_paths(source.name, out, names) if several else None
                 files = _write_masks(source.outputs(out), image, prediction, colors=colors, labels=labels)
                 files |= {"probabilities": maps[source.name]} if maps else {}
@@ -177,7 +176,7 @@ def write_predictions(
     )
     if problems:
         done = f"the other {len(entries)} were written" if entries else "nothing was written"
-        raise DataError(listing(f"images that could not be read: {len(problems)}; {done}", problems))
+        raise DataError(listing(f"images that could not be read or predicted: {len(problems)}; {done}", problems))
     return len(entries)
 
 
@@ -217,6 +216,25 @@ def _batches(sources: Sequence[Source], config: Config, size: int, problems: lis
         batch.append((source, image))
     if batch:
         yield batch
+
+
+def _predicted(
+    batch: Sequence[Pair],
+    config: Config,
+    predictor: Predictor,
+    *,
+    maps: Mapping[str, Mapping[str, Path]],
+    problems: list[str],
+) -> list[tuple[Pair, npt.NDArray[Any]]]:
+    """Return each image with its prediction; those of which no class can be told go to `problems`."""
+    try:
+        found = _predict_with_maps(batch, config, predictor, maps) if maps else _predict(batch, config, predictor)
+        return list(zip(batch, found, strict=True))
+    except NanError as error:
+        if len(batch) == 1:
+            problems.append(f"{batch[0][0].path}: {error}")
+            return []
+    return [pair for one in batch for pair in _predicted([one], config, predictor, maps=maps, problems=problems)]
 
 
 def _predict(batch: Sequence[Pair], config: Config, predictor: Predictor) -> list[npt.NDArray[Any]]:

@@ -23,6 +23,7 @@ from segtrain.engine.display import TrainDisplay
 from segtrain.engine.evaluate import Evaluation, evaluate
 from segtrain.engine.folder import flat_settings
 from segtrain.engine.monitor import class_warnings, record_best, should_stop_early
+from segtrain.engine.nan_outputs import nan_warning
 from segtrain.engine.pulse import Pulse
 from segtrain.engine.ranks import agreed, from_first, rank_console, rank_device, training_ranks
 from segtrain.engine.run import Run
@@ -176,13 +177,17 @@ def _evaluate(run: Run, pulse: Pulse, display: TrainDisplay) -> Evaluation:
     tuned = {} if run.thresholds is None else run.thresholds.scalars()
     run.tracker.scalars(state.step, scores | tuned, kind="val", epoch=epoch)
     run.validation_images.log(run.tracker, state.step)
-    better = record_best(run.config, state, scores=scores)
+    # what was counted where no class can be told may look good: it must not become the best
+    trusted = dict.fromkeys(scores, math.nan) if evaluation.nan_outputs else scores
+    better = record_best(run.config, state, scores=trusted)
     loss = f"val loss {scores['loss']:.4f} " if "loss" in scores else ""
     tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
     metric = run.config.train.best_metric
     chosen = "" if metric == "val/miou" else f" {metric} {scores[metric.removeprefix('val/')]:.4f}"
     mark = " (best so far)" if better else ""
     display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{chosen}{mark}")
+    if evaluation.nan_outputs:
+        display.say(f"warning: {nan_warning(evaluation.nan_outputs, 'val')}", style="yellow")
     progress = state.step / run.schedule.total_steps
     support = dict(zip(evaluation.class_names, evaluation.confusion.support.tolist(), strict=True))
     for message in class_warnings(state, scores, support=support, progress=progress):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from segtrain.drawing import shorten
 from segtrain.engine.evaluate import Evaluation
+from segtrain.engine.nan_outputs import nan_warning
 from segtrain.errors import some
 from segtrain.metrics import OVERALL, RATIOS
 from segtrain.report.numbers import RATIO_NAMES, UNDEFINED
@@ -100,6 +101,7 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "num_images": evaluation.num_images,
         "loss": _null(evaluation.loss),
+        "nan_outputs": evaluation.nan_outputs,
         "prior_tau": evaluation.prior_tau,
         "thresholds": evaluation.thresholds,
         "means": means,
@@ -127,6 +129,8 @@ def _over(evaluation: Evaluation, key: str) -> str:
 def _notes(evaluation: Evaluation) -> str:
     by = "training pixels" if evaluation.frequencies is not None else "pixels of this split (training pixels unknown)"
     notes = [f"{TAIL_MARK} tail: the rarest by {by}"]
+    if evaluation.nan_outputs:
+        notes.append(f"warning: {nan_warning(evaluation.nan_outputs, evaluation.split)}")
     if evaluation.prior_tau is not None:
         notes.append(f"predicted with evaluate.prior_tau = {evaluation.prior_tau:g}")
     if evaluation.thresholds is not None:
