@@ -20,6 +20,7 @@ from segtrain.config.data import DataConfig
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.formats import Sample
 from segtrain.data.frequencies import check_split
+from segtrain.data.images import DECODE_RGB
 from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.pair_cache import with_cache
 from segtrain.data.samples import Samples
@@ -29,12 +30,15 @@ from segtrain.data.transforms import TrainTransform
 from segtrain.errors import ConfigError
 from segtrain.files import write_whole
 
-DECODE, TRANSFORMS = "bare decode", "bare decode + transforms"
+DECODE, TRANSFORMS, AGAIN = "bare decode", "bare decode + transforms", "the same again"
 LOADER, SCAN, WARM = "loader", "scan, first", "scan, from its cache"
 AIMS = {LOADER: (TRANSFORMS, 0.95), SCAN: (DECODE, 1 / 1.25), WARM: (SCAN, 50.0)}  # speed as a multiple of the other
 FILE_LAYOUTS = ("folders", "lists", "table")
 PARTS = ("loader", "cache", "scan")
 MAX_SECONDS = 600.0
+Files = list[tuple[str, str]]
+# As the loader decodes: to RGB at once where OpenCV can; and the orientation in a file is not applied.
+COLORS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if DECODE_RGB is None else DECODE_RGB
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,12 @@ def _subjects(
     data = stack.enter_context(_listed(settings.data, samples))
     pairs = FilePairs(samples, data, split="train")
     transform = TrainTransform(data)
-    calls: dict[str, Callable[[], object]] = {DECODE: partial(_decode, samples)}
+    files = [(str(sample.image), str(sample.mask)) for sample in samples]
+    calls: dict[str, Callable[[], object]] = {DECODE: partial(_decode, files)}
     if "loader" in settings.parts or "cache" in settings.parts:
-        calls[TRANSFORMS] = partial(_decode_and_transform, samples, transform, _keys(settings, len(samples)))
+        _check_plain(files)
+        calls[TRANSFORMS] = partial(_decode_and_transform, files, transform, _keys(settings, len(samples)))
+        calls[AGAIN] = calls[TRANSFORMS]  # how far from 1 a ratio is by chance
     if "loader" in settings.parts:
         dataset = TrainDataset(pairs, data)
         calls[LOADER] = _epochs(stack, settings, dataset, workers=0)
@@ -122,20 +129,28 @@ def _listed(data: DataConfig, samples: Samples[Sample]) -> Iterator[DataConfig]:
         yield data.model_copy(update=changes)
 
 
-def _decode(samples: Samples[Sample]) -> None:
-    for sample in samples:
-        cv2.imread(str(sample.image), cv2.IMREAD_UNCHANGED)
-        cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
+def _decode(files: Files) -> None:
+    for image, mask in files:
+        cv2.imread(image, COLORS)
+        cv2.imread(mask, cv2.IMREAD_UNCHANGED)
 
 
-def _decode_and_transform(samples: Samples[Sample], transform: TrainTransform, keys: list[tuple[int, int]]) -> None:
+def _decode_and_transform(files: Files, transform: TrainTransform, keys: list[tuple[int, int]]) -> None:
+    """What a loop does that looks at nothing, neither headers nor labels nor sizes, and drops each result at once."""
+    imread: Any = cv2.imread  # never None: see _check_plain
     for index, seed in keys:
-        sample = samples[index]
-        image = cv2.imread(str(sample.image), cv2.IMREAD_UNCHANGED)
-        mask = cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
-        if image is None or mask is None or image.ndim != 3:
-            raise ConfigError(f"{sample.image}: `benchmark data` measures colour images with masks that OpenCV reads")
-        transform(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask, seed=seed, index=index)
+        image, mask = files[index]
+        transform(imread(image, COLORS), imread(mask, cv2.IMREAD_UNCHANGED), seed=seed, index=index)
+
+
+def _check_plain(files: Files) -> None:
+    for image, mask in files:
+        pixels, labels = cv2.imread(image, cv2.IMREAD_UNCHANGED), cv2.imread(mask, cv2.IMREAD_UNCHANGED)
+        plain = pixels is not None and pixels.shape[2:] == (3,) and pixels.dtype == np.uint8
+        if not plain or labels is None or labels.ndim != 2:
+            raise ConfigError(
+                f"{image}: `benchmark data` measures 8-bit colour images with masks of one channel that OpenCV reads"
+            )
 
 
 def _sampler(settings: DataSettings, num_samples: int) -> TrainBatchSampler:

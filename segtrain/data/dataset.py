@@ -16,7 +16,7 @@ from segtrain.data.distance import signed_distance
 from segtrain.data.formats import Sample
 from segtrain.data.images import AnyArray
 from segtrain.data.sources import FilePairs, Opened, Pairs
-from segtrain.data.steps import TrainingSet
+from segtrain.data.steps import Draws, TrainingSet
 from segtrain.data.transforms import TrainTransform, resize_image
 from segtrain.errors import ConfigError, some
 
@@ -102,24 +102,26 @@ class TrainDataset(SegmentationDataset):
     def each(self, keys: Iterable[tuple[int, int]]) -> Iterator[Item]:
         """The items of these keys as arrays, the image [H, W, C]: a step less for who makes a batch of them.
 
-        Files are read ahead, up to READ_AHEAD_BYTES: of the same small steps the processor does many in a row in a
-        fraction of the time that they take between images, which push them out of its caches.
+        Targets, the bytes of images and random numbers come ahead of the images, up to READ_AHEAD_BYTES of them: of the
+        same small steps the processor does some in a row in a fraction of the time that they take between images, which
+        push them out of its caches.
         """
-        opened: deque[tuple[int, int, Opened]] = deque()
+        ahead: deque[tuple[Opened, Draws]] = deque()
         num_bytes = 0
         for index, seed in keys:
-            opened.append((index, seed, self.pairs.open(index, seed=seed)))
-            num_bytes += opened[-1][2].num_bytes
+            opened = self.pairs.open(index, seed=seed)
+            ahead.append((opened, Draws.from_seed(seed, index=index)))
+            num_bytes += opened.num_bytes
             if num_bytes >= READ_AHEAD_BYTES:
-                yield from self._made(opened)
+                yield from self._made(ahead)
                 num_bytes = 0
-        yield from self._made(opened)
+        yield from self._made(ahead)
 
-    def _made(self, opened: deque[tuple[int, int, Opened]]) -> Iterator[Item]:
-        while opened:
-            index, seed, pair = opened.popleft()
-            image, target = self._transform(*pair.read(), seed=seed, index=index)
-            item: Item = {"image": image, "target": target, "index": index}
+    def _made(self, ahead: deque[tuple[Opened, Draws]]) -> Iterator[Item]:
+        while ahead:
+            opened, draws = ahead.popleft()
+            image, target = self._transform.drawn(*opened.read(), draws)
+            item: Item = {"image": image, "target": target, "index": draws.index}
             if self.distance_classes is not None:
                 item["distances"] = self._distances(target)
             yield item

@@ -9,20 +9,16 @@ from functools import partial
 
 from segtrain.config.data import DataConfig
 from segtrain.data.formats import Sample, data_root, mask_reader
-from segtrain.data.formats.readers import FileMasks
-from segtrain.data.headers import Header
 from segtrain.data.images import AnyArray, decode_image, read_checked
 from segtrain.data.labels import label_rules
 from segtrain.data.problems import FileProblem, Kind
 from segtrain.data.samples import Indices, Samples
 from segtrain.errors import DataError
 
-ReadMask = Callable[[], AnyArray]
-
 
 @dataclass(frozen=True)
 class Opened:
-    """A pair of which some bytes are in memory, this many: `read` gives what Pairs.read does, and raises the same."""
+    """A pair of which a part is read, and `num_bytes` in memory: `read` gives what Pairs.read does, or raises it."""
 
     num_bytes: int
     read: Callable[[], tuple[AnyArray, AnyArray]]
@@ -51,7 +47,7 @@ class Pairs(ABC):
         """
 
     def open(self, index: int, *, seed: int) -> Opened:
-        """Do what comes before decoding, where that is a step of its own; raises FileProblem."""
+        """Do what comes before the image is decoded, where that is a step of its own; raises FileProblem."""
         return Opened(0, partial(self.read, index, seed=seed))
 
     def read_target(self, index: int, *, seed: int) -> AnyArray:
@@ -88,35 +84,25 @@ class FilePairs(Pairs):
         return self.open(index).read()
 
     def open(self, index: int, *, seed: int = 0) -> Opened:
-        """Read the bytes of the image, and of masks that are files, and check their headers; see Pairs."""
+        """Read the target, and the bytes of the image, whose header is checked; see Pairs."""
         sample = self.samples[index]
         content, header = read_checked(sample.image, max_pixels=self.data.max_pixels)
-        mask_bytes, read_mask = self._open_mask(sample)
-        return Opened(len(content) + mask_bytes, partial(self._decode, sample, content, header, read_mask))
-
-    def _decode(self, sample: Sample, content: bytes, header: Header, read_mask: ReadMask) -> tuple[AnyArray, AnyArray]:
-        image = self._decode_image(content, header, path=sample.image)
-        target = self._target(sample, read_mask)
+        target = self._target(sample)
         if (header.height, header.width) != target.shape[-2:]:
             sizes = f"{target.shape[-1]}x{target.shape[-2]}, the image {header.size}"
             raise FileProblem(sample.mask or sample.image, f"the mask is {sizes}", Kind.SIZE_MISMATCH)
-        return image, target
+        decode = partial(self._decode_image, content, header, path=sample.image)
+        return Opened(len(content) + target.nbytes, lambda: (decode(), target))
 
     def read_target(self, index: int, *, seed: int = 0) -> AnyArray:
         """Read the mask alone; see Pairs."""
-        sample = self.samples[index]
-        return self._target(sample, partial(self._read_mask, sample))
+        return self._target(self.samples[index])
 
-    def _open_mask(self, sample: Sample) -> tuple[int, ReadMask]:
-        if isinstance(self._read_mask, FileMasks):
-            return self._read_mask.open(sample)
-        return 0, partial(self._read_mask, sample)
-
-    def _target(self, sample: Sample, read_mask: ReadMask) -> AnyArray:
+    def _target(self, sample: Sample) -> AnyArray:
         if sample.mask is None:
             raise FileProblem(sample.image, "has no mask", Kind.MISSING)
         try:
-            return self.rules.encode(read_mask())
+            return self.rules.encode(self._read_mask(sample))
         except FileProblem:
             raise
         except DataError as error:

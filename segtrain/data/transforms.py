@@ -52,15 +52,18 @@ class TrainTransform:
         `seed` lies in 0 to 2^64 − 1. `index` is the sample's, for steps that take from other samples. Each step moves
         all K maps of a multi-label target alike.
         """
-        if target.ndim == 3:  # to steps as images are: [H, W, K]
-            moved, maps = self._transformed(image, np.ascontiguousarray(np.moveaxis(target, 0, 2)), seed, index)
-            return moved, np.ascontiguousarray(np.moveaxis(maps, 2, 0))
-        return self._transformed(image, target, seed, index)
+        return self.drawn(image, target, Draws.from_seed(seed, index=index))
 
-    def _transformed(self, image: AnyArray, target: AnyArray, seed: int, index: int | None) -> Pair:
+    def drawn(self, image: AnyArray, target: AnyArray, draws: Draws) -> Pair:
+        """The same from fresh draws: to make those of some images in a row is quicker."""
+        if target.ndim == 3:  # to steps as images are: [H, W, K]
+            moved, maps = self._transformed(image, np.ascontiguousarray(np.moveaxis(target, 0, 2)), draws)
+            return moved, np.ascontiguousarray(np.moveaxis(maps, 2, 0))
+        return self._transformed(image, target, draws)
+
+    def _transformed(self, image: AnyArray, target: AnyArray, draws: Draws) -> Pair:
         if self._input_size is not None:
             image, target = resize_image(image, self._input_size), resize_target(target, self._input_size)
-        draws = Draws.from_seed(seed, index=index)
         for step in self._steps:
             image, target = step(image, target, draws)
         return np.ascontiguousarray(image), np.ascontiguousarray(target)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segtrain.benchmark import data_index
+from segtrain.benchmark import data, data_index
 from segtrain.benchmark.data import PARTS
 from segtrain.cli import benchmark_data
 from segtrain.cli.main import main
+from segtrain.config import load_config
+from segtrain.data.dataset import TrainDataset
 from segtrain.data.formats import long_lists
+from segtrain.data.frequencies import check_split
+from segtrain.data.images import AnyArray
+from segtrain.data.transforms import TrainTransform
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ def test_every_subject_is_measured_against_the_bare_decode(
     assert names == [
         "bare decode",
         "bare decode + transforms",
+        "the same again",
         "loader",
         "loader, cache: disk",
         "loader, cache: ram",
@@ -51,6 +57,20 @@ def test_every_subject_is_measured_against_the_bare_decode(
     assert rows["scan, from its cache"]["aim"]["found"] > 0
     assert result["transforms"] == ["crop", "horizontal_flip"]
     assert result["settings"]["images"] == 4
+
+
+def test_the_bare_form_makes_the_images_of_the_loader(config_file: Path) -> None:
+    config = load_config(config_file).data
+    samples, keys = check_split(config, "train").samples, [(3, 11), (0, 12), (1, 13)]
+    transform, made = TrainTransform(config), []
+
+    def keep(image: AnyArray, target: AnyArray, *, seed: int, index: int) -> None:
+        made.append(transform(image, target, seed=seed, index=index)[0])
+
+    files = [(str(sample.image), str(sample.mask)) for sample in samples]
+    data._decode_and_transform(files, cast(TrainTransform, keep), keys)
+    for image, item in zip(made, TrainDataset(samples, config).each(keys), strict=True):
+        assert np.array_equal(image, item["image"])
 
 
 def test_parts_are_measured_alone(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_batch_holds_the_items_of_its_keys_one_by_one(train_set: Callable[...,
             assert batch["index"][number] == item["index"] == key[0]
 
 
-def test_files_read_ahead_change_nothing_and_are_few_where_they_are_large(
+def test_what_is_read_ahead_changes_nothing_and_is_little_of_large_files(
     train_set: Callable[..., TrainDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, opened = train_set(6), []
@@ -99,8 +99,7 @@ def test_files_read_ahead_change_nothing_and_are_few_where_they_are_large(
     monkeypatch.setattr(dataset.pairs, "open", lambda index, seed: opened.append(index) or open_pair(index, seed=seed))
     keys = [(index, 7) for index in range(6)]
     expected = [dataset[key] for key in keys]
-    files = [dataset.samples[0].image, dataset.samples[0].mask]
-    of_first = sum(path.stat().st_size for path in files if path is not None)
+    of_first = dataset.samples[0].image.stat().st_size + dataset.read_target(0).nbytes
     for limit, ahead in ((10**9, 6), (0, 1), (of_first + 1, 2)):
         monkeypatch.setattr("segtrain.data.dataset.READ_AHEAD_BYTES", limit)
         opened.clear()

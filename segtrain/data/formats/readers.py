@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +37,8 @@ class FileMasks:
 
     def __call__(self, sample: Sample, *, check: HeaderCheck | None = None) -> AnyArray:
         """Return the raw values of the sample's mask file, [H, W]; see MaskReader."""
-        return self.open(sample, check=check)[1]()
-
-    def open(self, sample: Sample, *, check: HeaderCheck | None = None) -> tuple[int, Callable[[], AnyArray]]:
-        """Read the bytes of the mask file and check its header; return their number, and what decodes them.
-
-        Raises:
-            FileProblem: the file cannot be read.
-        """
         data, header, path = read_mask_file(sample, max_pixels=self.max_pixels, check=check)
-        return len(data), partial(decode_mask, data, header, path=path)
+        return decode_mask(data, header, path=path)
 
 
 @dataclass(frozen=True)
