@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from segtrain import __version__
-from segtrain.errors import ConfigError, SegtrainError, suggest
+from segtrain.errors import ConfigError, SegtrainError, closest, suggest
 
 # command: its line in the help. The modules segtrain/cli/<command>.py are imported when they are asked for.
 COMMANDS = {
@@ -106,18 +106,26 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            words = message.removeprefix(prefix).split()
-            options = [
-                option
-                for parser in _with_subjects(self)
-                for action in parser._actions
-                for option in action.option_strings
-            ]
-            hint = suggest(words[0].partition("=")[0], options)
-            message = f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)}{hint}"
+        unknown, required = "unrecognized arguments: ", "the following arguments are required: "
+        if message.startswith(unknown):
+            words = message.removeprefix(unknown).split()
+            message = f"unknown argument{'s' if len(words) > 1 else ''} {' '.join(words)}{self._hint(words[0])}"
+        if message.startswith(required):  # argparse names those too of which there may be none
+            free = {action.metavar or action.dest for action in self._actions if action.nargs == argparse.ZERO_OR_MORE}
+            names = message.removeprefix(required).split(", ")
+            message = required + ", ".join(name for name in names if name not in free)
         raise ConfigError(f"{message} (see: {self.prog} --help)")
+
+    def _hint(self, word: str) -> str:
+        """Return the option that an unknown one was meant to be, or how settings are given where it may be one."""
+        actions = [action for parser in _with_subjects(self) for action in parser._actions]
+        # without their hyphens, by which all options are alike
+        names = {option.lstrip("-"): option for action in actions for option in action.option_strings}
+        name = closest(word.partition("=")[0].lstrip("-"), names)
+        if name is not None:
+            return f"; did you mean {names[name]!r}?"
+        takes_settings = any(action.dest == "overrides" and not action.option_strings for action in actions)
+        return "; settings are given as key=value, such as train.epochs=5" if takes_settings else ""
 
 
 def _parser() -> _Parser:
@@ -126,7 +134,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="segtrain",
         usage="segtrain [--version] [--help] <command> ...",
-        description="Semantic segmentation training for data in which the classes that matter are rare.",
+        description="Semantic segmentation for data in which the classes that matter are rare.",
         epilog=f"commands:\n{lines}\n\nsegtrain <command> --help tells the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; return 0, or 128 + the signal's number when a signal stopped the run (130 for Ctrl-C)."""
     from segtrain.config import load_config
+
+    config = load_config(args.config, args.overrides)  # ahead of torch, for which a typing error should not wait
     from segtrain.console import make_console, say
     from segtrain.distributed import launched_rank
     from segtrain.engine import train
@@ -26,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
 
     console = make_console()
     console.quiet = launched_rank() != 0
-    config = load_config(args.config, args.overrides)
     result = train(config, console=console)
     if result.signal is not None:
         return 128 + result.signal

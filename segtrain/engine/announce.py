@@ -24,7 +24,8 @@ def announce(run: Run, payload: Mapping[str, Any] | None, console: Console) -> N
     model = run.custom_model or f"{config.model.arch}/{config.model.encoder}"
     say(console, f"{config.name}: {model}, {millions:.2f} M parameters, on {run.device}")
     num_images = run.sampler.batch_size * world_size() * schedule.accumulate
-    length = f"{schedule.total_steps} steps of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
+    steps = f"{schedule.total_steps} step{'s' if schedule.total_steps != 1 else ''}"
+    length = f"{steps} of {num_images} images ({schedule.epoch(schedule.total_steps):.1f} epochs)"
     say(console, f"{len(run.train_data)} training and {len(run.val_data)} validation images; {length}")
     if world_size() > 1:
         say(console, _ranks_line(run))

@@ -59,6 +59,19 @@ def test_version_and_help_are_answered(capsys: pytest.CaptureFixture[str]) -> No
     assert all(f"  {name} " in told for name in COMMANDS)
 
 
+def test_the_help_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_wrong_setting_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from segtrain.cli.main import main; print(main(['train', 'nowhere.yaml']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+
+
 def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out
@@ -70,7 +83,8 @@ def test_no_command_shows_the_help_and_is_an_error(capsys: pytest.CaptureFixture
         (["trian"], "doctor, probe; did you mean 'train'?"),
         (["xyzzy"], "unknown command 'xyzzy'; commands: train, evaluate"),
         (["--verson"], "unknown argument --verson; did you mean '--version'? (see: segtrain --help)"),
-        (["probe"], "the following arguments are required: config"),
+        (["probe"], "the following arguments are required: config (see"),
+        (["probe", "a.yaml", "--lr", "3"], "--lr 3; settings are given as key=value, such as train.epochs=5 (see"),
         (["probe", "a.yaml", "--spilt", "val"], "did you mean '--split'? (see: segtrain probe --help)"),
         (
             ["probe", "a.yaml", "--workers", "two"],
