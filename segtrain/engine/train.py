@@ -184,7 +184,7 @@ def _evaluate(run: Run, pulse: Pulse, display: TrainDisplay) -> Evaluation:
     tail = "" if math.isnan(scores["miou_tail"]) else f" tail {scores['miou_tail']:.4f}"
     metric = run.config.train.best_metric
     chosen = "" if metric == "val/miou" else f" {metric} {scores[metric.removeprefix('val/')]:.4f}"
-    mark = " (best so far)" if better else ""
+    mark = " (best so far)" if better and not evaluation.nan_outputs else ""
     display.say(f"step {state.step} epoch {epoch:.1f}: {loss}mIoU {scores['miou']:.4f}{tail}{chosen}{mark}")
     if evaluation.nan_outputs:
         display.say(f"warning: {nan_warning(evaluation.nan_outputs, 'val')}", style="yellow")
