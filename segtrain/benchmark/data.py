@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,29 @@ import cv2
 import numpy as np
 import torch
 
+from segtrain.benchmark.data_bare import check_plain, decode, decode_and_transform, make_batch
 from segtrain.benchmark.environment import describe_environment
 from segtrain.benchmark.timing import Timing, paired_ratio, time_interleaved
 from segtrain.config.data import DataConfig
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.formats import Sample
 from segtrain.data.frequencies import check_split
-from segtrain.data.images import DECODE_RGB
 from segtrain.data.loader import Loader, build_train_loader
 from segtrain.data.pair_cache import with_cache
 from segtrain.data.samples import Samples
 from segtrain.data.sampling import TrainBatchSampler
-from segtrain.data.sources import FilePairs
+from segtrain.data.sources import FilePairs, Pairs
 from segtrain.data.transforms import TrainTransform
 from segtrain.errors import ConfigError
 from segtrain.files import write_whole
 
-DECODE, TRANSFORMS, AGAIN = "bare decode", "bare decode + transforms", "the same again"
+DECODE, TRANSFORMS = "bare decode", "bare decode + transforms"
+AGAIN, STACKED = "the same again", "the same + torch.stack"
 LOADER, SCAN, WARM = "loader", "scan, first", "scan, from its cache"
 AIMS = {LOADER: (TRANSFORMS, 0.95), SCAN: (DECODE, 1 / 1.25), WARM: (SCAN, 50.0)}  # speed as a multiple of the other
 FILE_LAYOUTS = ("folders", "lists", "table")
 PARTS = ("loader", "cache", "scan")
 MAX_SECONDS = 600.0
-Files = list[tuple[str, str]]
-# As the loader decodes: to RGB at once where OpenCV can; and the orientation in a file is not applied.
-COLORS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if DECODE_RGB is None else DECODE_RGB
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,9 @@ class DataSettings:
 def benchmark_data(settings: DataSettings, *, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Measure, and return everything in JSON types.
 
-    All subjects read the same files, which the system holds in memory after the warm-up, in one thread; each round
-    times each once, in random order, and ratios are of one round.
+    All subjects read the same files, which the system holds in memory after the warm-up, in one thread and with the
+    same draws: some images are enlarged to four times their pixels, some shrunk. In each round each reads one batch (or
+    all images: the scan, and the loader with workers), in random order, and ratios are of one round.
 
     Raises:
         ConfigError: a layout whose masks are not image files, which nothing could decode barely.
@@ -74,49 +74,92 @@ def benchmark_data(settings: DataSettings, *, tell: Callable[[str], None] = lamb
     tell(f"{len(samples)} samples, {settings.rounds} rounds")
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # as in the workers of the loader
+    rows: dict[str, dict[str, Any]] = {}
     try:
         with ExitStack() as stack:
-            calls = _subjects(settings, samples, stack, tell)
-            timings = time_interleaved(calls, baseline=DECODE, rounds=settings.rounds, max_seconds=MAX_SECONDS)
+            for group in _groups(settings, samples, stack, tell):
+                timings = time_interleaved(group.calls, baseline=DECODE, rounds=group.rounds, max_seconds=MAX_SECONDS)
+                rows |= {name: _row(name, timings, num_images=group.images) for name in group.calls if name not in rows}
     finally:
         cv2.setNumThreads(threads)
-    rows = [_row(name, timings, num_images=len(samples)) for name in calls]
     return {
         "benchmark": "data",
         "environment": environment | {"opencv": cv2.__version__},
         "settings": {"images": len(samples), "batch": settings.batch, "rounds": settings.rounds},
         "transforms": [step.name for step in settings.data.train_transforms],
-        "rows": rows,
+        "rows": list(rows.values()),
     }
 
 
-def _subjects(
+@dataclass(frozen=True)
+class _Group:
+    """Subjects that take turns; each call is of this many images."""
+
+    calls: dict[str, Callable[[], object]]
+    images: int
+    rounds: int
+
+
+def _groups(
     settings: DataSettings, samples: Samples[Sample], stack: ExitStack, tell: Callable[[str], None]
-) -> dict[str, Callable[[], object]]:
+) -> Iterator[_Group]:
+    """First what can take turns batch by batch, as neighbours in time are most alike; then what takes all images."""
     data = stack.enter_context(_listed(settings.data, samples))
-    pairs = FilePairs(samples, data, split="train")
-    transform = TrainTransform(data)
     files = [(str(sample.image), str(sample.mask)) for sample in samples]
-    calls: dict[str, Callable[[], object]] = {DECODE: partial(_decode, files)}
+    batches = list(_sampler(settings, len(samples)))
+    transform = TrainTransform(data)
     if "loader" in settings.parts or "cache" in settings.parts:
-        _check_plain(files)
-        calls[TRANSFORMS] = partial(_decode_and_transform, files, transform, _keys(settings, len(samples)))
-        calls[AGAIN] = calls[TRANSFORMS]  # how far from 1 a ratio is by chance
-    if "loader" in settings.parts:
-        dataset = TrainDataset(pairs, data)
-        calls[LOADER] = _epochs(stack, settings, dataset, workers=0)
-        if settings.workers:
-            name = f"{LOADER}, {settings.workers} workers"
-            calls[name] = _epochs(stack, settings, dataset, workers=settings.workers)
-    for kind in ("disk", "ram") if "cache" in settings.parts else ():
-        kept = data.model_copy(update={"cache": kind})
-        cached = with_cache(FilePairs(samples, kept, split="train"), kept, tell=tell)
-        calls[f"{LOADER}, cache: {kind}"] = _epochs(stack, settings, TrainDataset(cached, data), workers=0)
+        check_plain(files)
+        calls = {
+            DECODE: _in_turn([partial(decode, [files[index] for index, _ in batch]) for batch in batches]),
+            TRANSFORMS: _in_turn([partial(decode_and_transform, files, transform, batch) for batch in batches]),
+            AGAIN: _in_turn([partial(decode_and_transform, files, transform, batch) for batch in batches]),
+            STACKED: _in_turn([partial(make_batch, files, transform, batch) for batch in batches]),
+        }
+        for name, pairs in _pairs(settings, samples, data, tell).items():
+            loader = _loader(stack, settings, TrainDataset(pairs, data), workers=0)
+            calls[name] = partial(next, _endless(loader))
+        yield _Group(calls, images=len(batches[0]), rounds=settings.rounds * len(batches))
+    whole: dict[str, Callable[[], object]] = {DECODE: partial(decode, files)}
+    if "loader" in settings.parts and settings.workers:
+        keys = [key for batch in batches for key in batch]
+        whole[TRANSFORMS] = partial(decode_and_transform, files, transform, keys)
+        dataset = TrainDataset(FilePairs(samples, data, split="train"), data)
+        loader = _loader(stack, settings, dataset, workers=settings.workers)
+        whole[f"{LOADER}, {settings.workers} workers"] = partial(_run, loader)
     if "scan" in settings.parts:
         scan = partial(check_split, data, "train", workers=1, show_progress=False)
         scan()  # so that there is a cache
-        calls |= {SCAN: partial(scan, cache=False), WARM: scan}
-    return calls
+        whole |= {SCAN: partial(scan, cache=False), WARM: scan}
+    if len(whole) > 1:
+        yield _Group(whole, images=len(samples), rounds=settings.rounds)
+
+
+def _pairs(
+    settings: DataSettings, samples: Samples[Sample], data: DataConfig, tell: Callable[[str], None]
+) -> dict[str, Pairs]:
+    """What the loader of this process reads, by the name of the subject."""
+    found: dict[str, Pairs] = {LOADER: FilePairs(samples, data, split="train")} if "loader" in settings.parts else {}
+    for kind in ("disk", "ram") if "cache" in settings.parts else ():
+        kept = data.model_copy(update={"cache": kind})
+        found[f"{LOADER}, cache: {kind}"] = with_cache(FilePairs(samples, kept, split="train"), kept, tell=tell)
+    return found
+
+
+def _in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    """One call of these after another, from the first again after the last."""
+    turns = cycle(calls)
+    return lambda: next(turns)()
+
+
+def _endless(loader: Loader[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    while True:
+        yield from loader
+
+
+def _run(loader: Loader[dict[str, torch.Tensor]]) -> None:
+    for _ in loader:
+        pass
 
 
 @contextmanager
@@ -129,49 +172,16 @@ def _listed(data: DataConfig, samples: Samples[Sample]) -> Iterator[DataConfig]:
         yield data.model_copy(update=changes)
 
 
-def _decode(files: Files) -> None:
-    for image, mask in files:
-        cv2.imread(image, COLORS)
-        cv2.imread(mask, cv2.IMREAD_UNCHANGED)
-
-
-def _decode_and_transform(files: Files, transform: TrainTransform, keys: list[tuple[int, int]]) -> None:
-    """What a loop does that looks at nothing, neither headers nor labels nor sizes, and drops each result at once."""
-    imread: Any = cv2.imread  # never None: see _check_plain
-    for index, seed in keys:
-        image, mask = files[index]
-        transform(imread(image, COLORS), imread(mask, cv2.IMREAD_UNCHANGED), seed=seed, index=index)
-
-
-def _check_plain(files: Files) -> None:
-    for image, mask in files:
-        pixels, labels = cv2.imread(image, cv2.IMREAD_UNCHANGED), cv2.imread(mask, cv2.IMREAD_UNCHANGED)
-        plain = pixels is not None and pixels.shape[2:] == (3,) and pixels.dtype == np.uint8
-        if not plain or labels is None or labels.ndim != 2:
-            raise ConfigError(
-                f"{image}: `benchmark data` measures 8-bit colour images with masks of one channel that OpenCV reads"
-            )
-
-
 def _sampler(settings: DataSettings, num_samples: int) -> TrainBatchSampler:
     return TrainBatchSampler(num_samples, min(settings.batch, num_samples), seed=0)
 
 
-def _keys(settings: DataSettings, num_samples: int) -> list[tuple[int, int]]:
-    """What the loader reads, with the same draws: some images are enlarged to four times their pixels, some shrunk."""
-    return [key for batch in _sampler(settings, num_samples) for key in batch]
-
-
-def _epochs(stack: ExitStack, settings: DataSettings, dataset: TrainDataset, *, workers: int) -> Callable[[], object]:
-    sampler = _sampler(settings, len(dataset))
-    loader: Loader[dict[str, torch.Tensor]] = build_train_loader(dataset, sampler, workers=workers)
+def _loader(
+    stack: ExitStack, settings: DataSettings, dataset: TrainDataset, *, workers: int
+) -> Loader[dict[str, torch.Tensor]]:
+    loader = build_train_loader(dataset, _sampler(settings, len(dataset)), workers=workers)
     stack.callback(loader.close)
-
-    def run() -> None:
-        for _ in loader:
-            pass
-
-    return run
+    return loader
 
 
 def _row(name: str, timings: dict[str, Timing], *, num_images: int) -> dict[str, Any]:

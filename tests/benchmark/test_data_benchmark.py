@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from segtrain.benchmark import data, data_index
+from segtrain.benchmark import data_index
 from segtrain.benchmark.data import PARTS
+from segtrain.benchmark.data_bare import make_batch
 from segtrain.cli import benchmark_data
 from segtrain.cli.main import main
 from segtrain.config import load_config
+from segtrain.data.batches import fill_batch
 from segtrain.data.dataset import TrainDataset
 from segtrain.data.formats import long_lists
 from segtrain.data.frequencies import check_split
-from segtrain.data.images import AnyArray
 from segtrain.data.transforms import TrainTransform
 
 
@@ -45,6 +47,7 @@ def test_every_subject_is_measured_against_the_bare_decode(
         "bare decode",
         "bare decode + transforms",
         "the same again",
+        "the same + torch.stack",
         "loader",
         "loader, cache: disk",
         "loader, cache: ram",
@@ -59,18 +62,15 @@ def test_every_subject_is_measured_against_the_bare_decode(
     assert result["settings"]["images"] == 4
 
 
-def test_the_bare_form_makes_the_images_of_the_loader(config_file: Path) -> None:
+def test_the_bare_form_makes_the_batches_of_the_loader(config_file: Path) -> None:
     config = load_config(config_file).data
     samples, keys = check_split(config, "train").samples, [(3, 11), (0, 12), (1, 13)]
-    transform, made = TrainTransform(config), []
-
-    def keep(image: AnyArray, target: AnyArray, *, seed: int, index: int) -> None:
-        made.append(transform(image, target, seed=seed, index=index)[0])
-
     files = [(str(sample.image), str(sample.mask)) for sample in samples]
-    data._decode_and_transform(files, cast(TrainTransform, keep), keys)
-    for image, item in zip(made, TrainDataset(samples, config).each(keys), strict=True):
-        assert np.array_equal(image, item["image"])
+    bare = make_batch(files, TrainTransform(config), keys)
+    batch = fill_batch(list(TrainDataset(samples, config).each(keys)))
+    assert torch.equal(bare["image"], batch["image"].permute(0, 2, 3, 1))
+    assert torch.equal(bare["target"], batch["target"])  # the masks hold class numbers
+    assert torch.equal(bare["index"], batch["index"])
 
 
 def test_parts_are_measured_alone(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
