@@ -104,7 +104,8 @@ def test_every_file_of_the_package_that_is_no_code_is_installed_with_it() -> Non
     patterns = setup["options.package_data"]["segtrain"].replace(" ", "").split(",")
     package = REPOSITORY / "segtrain"
     installed = {path for pattern in patterns for path in package.glob(pattern)}
-    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    files = {path for path in package.rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    others = {path for path in files if path.suffix != ".py"}
     assert others <= installed
 
 

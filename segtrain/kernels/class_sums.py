@@ -1,7 +1,8 @@
 """The operator `segtrain::class_sums`: one opaque node for autograd and torch.compile, with a backward of its own.
 
-CPU tensors are worked on by chunks (`softmax_cpu`, `binary_cpu`), CUDA tensors by Triton kernels (`triton_softmax`,
-`triton_sigmoid`), which are imported when the first CUDA tensor comes: Triton may be missing elsewhere.
+Kernels that Numba compiles work on CPU tensors (`softmax_cpu`, `sigmoid_cpu`), Triton's on CUDA tensors
+(`triton_softmax`, `triton_sigmoid`). Both are imported when the first such tensor comes: Triton may be missing, and
+Numba takes half a second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtrain.kernels import binary_cpu, confusion_cpu, softmax_cpu
+from segtrain.kernels import confusion_cpu
 from segtrain.kernels.request import PREDICTIONS, SUMS, Inputs, Request
 
 WITH_NEGATIVES = ("cross_entropy", "focal")
@@ -50,8 +51,7 @@ def class_sums(
             sums, counts, mask = _triton_backend(request).forward(inputs, request)
         return sums, counts, mask
     with torch.autocast(logits.device.type, enabled=False):  # the products inside are sums: they keep their precision
-        forward = binary_cpu.forward if _is_binary(request, logits.shape[1]) else softmax_cpu.forward
-        sums, counts, mask = forward(inputs, request)
+        sums, counts, mask = _cpu_backend(request).forward(inputs, request)
     if predictions:
         counts = torch.cat((counts, _predictions(inputs, ignore_index)))
     return sums, counts, mask
@@ -107,8 +107,8 @@ def class_sums_backward(
     names = names_of_sums(request.wanted, sigmoid=sigmoid)
     grads = {name: row for name, row in zip(names, grad, strict=True) if bool((row != 0).any())}
     with torch.autocast(logits.device.type, enabled=False):
-        backward = binary_cpu.backward if _is_binary(request, logits.shape[1]) else softmax_cpu.backward
-        return backward(grads, inputs, request)
+        found: Tensor = _cpu_backend(request).backward(grads, inputs, request)
+        return found
 
 
 @class_sums_backward.register_fake
@@ -152,6 +152,16 @@ def _predictions(inputs: Inputs, ignore_index: int) -> Tensor:
     return torch.stack((matrix.sum(1), matrix.diagonal(dim1=1, dim2=2))).double()
 
 
+def _cpu_backend(request: Request) -> Any:
+    if request.sigmoid:
+        from segtrain.kernels import sigmoid_cpu
+
+        return sigmoid_cpu
+    from segtrain.kernels import softmax_cpu
+
+    return softmax_cpu
+
+
 def _triton_backend(request: Request) -> Any:
     if request.sigmoid:
         from segtrain.kernels import triton_sigmoid
@@ -160,10 +170,6 @@ def _triton_backend(request: Request) -> Any:
     from segtrain.kernels import triton_softmax
 
     return triton_softmax
-
-
-def _is_binary(request: Request, num_classes: int) -> bool:
-    return request.sigmoid or num_classes == 2
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

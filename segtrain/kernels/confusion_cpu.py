@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segtrain.errors import DataError
-from segtrain.kernels.chunks import few_rows
+from segtrain.kernels.rows import few_rows
 from segtrain.kernels.upsample import Size, enlarge, strips
 
 PIXELS = 2**15  # of a block: its running maximum stays in the cache

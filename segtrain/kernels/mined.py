@@ -1,56 +1,75 @@
-"""Hard-example mining over a read in chunks: a threshold is taken at once, and taken back if it keeps too few."""
+"""Hard-example mining over a read in runs: a threshold is taken at once, and taken back if it keeps too few."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segtrain.kernels.labels import count
 from segtrain.kernels.mining import HardExamples
 
-MINED = ("cross_entropy", "focal")  # the sums by label that mining leaves pixels out of
 
-
-class MinedRead:
-    """Collects the loss of each pixel and the mask of what is kept.
+class Mined:
+    """Takes up the loss of each pixel and the mask of what is kept.
 
     Attributes:
-        losses: float, −log p_y of each pixel, anything where ignored.
+        losses: float `[N, P]`, −log p_y of each pixel, anything where ignored.
         mask: bool, the same shape; final after `finish`, anything where ignored.
-        was_right: after `finish`, whether what `take` returned was the final mask.
+        was_right: after `finish`, whether the read kept what the final mask keeps.
     """
 
-    def __init__(self, rule: HardExamples, shape: torch.Size, *, dtype: torch.dtype) -> None:
+    def __init__(self, rule: HardExamples, shape: tuple[int, ...], *, kind: np.dtype[Any]) -> None:
         self.rule = rule
-        self.losses = torch.empty(shape, dtype=dtype)
+        self.losses = torch.from_numpy(np.empty(shape, kind))
         self.mask = torch.empty(shape, dtype=torch.bool)
         self.was_right = False
         self._at_once = rule.threshold is not None and rule.threshold < 1 and not rule.per_class
 
-    def take(self, where: tuple[slice, ...], loss: Tensor) -> Tensor:
-        """Store the losses of a chunk; return 1.0 for what a threshold keeps of it, in their shape.
+    def arguments(self, row: int) -> tuple[Any, ...]:
+        """Return what the kernels ask of a row: the loss that is kept from, and where to write losses and mask."""
+        kind = self.losses.numpy().dtype.type
+        return kind(self.rule.cut if self._at_once else np.inf), self.losses[row].numpy(), self.mask[row].numpy()
 
-        A loss of NaN is not kept, and shows all the same: 0 times it is NaN.
-        """
-        place = self.losses[where]
-        place.copy_(loss.view(place.shape))
-        if not self._at_once:
-            return torch.zeros_like(loss)
-        hard = torch.empty_like(loss)
-        torch.gt(loss, self.rule.cut, out=hard)  # many times faster than a comparison that makes a bool
-        self.mask.view(torch.uint8)[where] = hard.view(place.shape)
-        return hard
+    def finish(self, pixels: Tensor, kept: Tensor, buckets: Tensor, *, num_buckets: int) -> Tensor:
+        """Return the final mask.
 
-    def finish(
-        self, num_valid: Tensor, num_kept: Callable[[], Tensor], buckets: Callable[[], Tensor], *, num_buckets: int
-    ) -> Tensor:
-        """Return the final mask, given how many pixels count, and how many of them `take` kept.
-
-        `buckets` are the rule's.
+        Args:
+            pixels, kept: how many pixels count, and how many of them the read kept.
+            buckets: integer `[N, P]`, as the rule takes them.
         """
         if self._at_once and self.losses.numel():
-            self.was_right = bool(num_kept() >= self.rule.least(num_valid.long()))
+            self.was_right = bool(kept >= self.rule.least(pixels.long()))
         if not self.was_right:
-            self.mask = self.rule(self.losses, buckets(), num_buckets=num_buckets)
+            self.mask = self.rule(self.losses, buckets, num_buckets=num_buckets)
         return self.mask
+
+    def counts(
+        self, sums: Mapping[str, Tensor], labels: Tensor, *, ignored: int, are_weighted: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return how many pixels count and were kept: from the sums, or where these are of weights, from the mask."""
+        if not are_weighted:
+            return sums["pixels"].sum(), sums["kept"].sum()
+        valid = labels != ignored
+        return valid.count_nonzero(), (self.mask & valid).count_nonzero()
+
+
+def mined_values(
+    mined: Mined, labels: Tensor, gamma: Tensor, weight: Tensor | None, *, wanted: Collection[str], num_buckets: int
+) -> dict[str, Tensor]:
+    """Return kept, cross_entropy and focal, float64 `[N, num_buckets]`, over what the mask keeps of `[N, P]` pixels.
+
+    From the loss of each alone: q = 1 − e^{−ℓ}. gamma broadcasts to the pixels.
+    """
+    buckets = torch.where(mined.mask, labels, num_buckets)
+    losses = mined.losses if weight is None else mined.losses * weight
+    sums = {"kept": count(buckets, num_buckets=num_buckets, weight=weight)}
+    if "cross_entropy" in wanted:
+        sums["cross_entropy"] = count(buckets, num_buckets=num_buckets, weight=losses)
+    if "focal" in wanted:
+        factor = torch.expm1(-mined.losses).neg_().pow_(gamma)
+        sums["focal"] = count(buckets, num_buckets=num_buckets, weight=factor.mul_(losses))
+    return sums

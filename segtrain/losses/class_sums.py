@@ -141,7 +141,7 @@ def class_sums(
 def is_fused(device: torch.device, dtype: torch.dtype, num_classes: int) -> bool:
     """Whether the fused operator has kernels for such logits; where a GPU cannot run them, warn of it once."""
     if device.type == "cpu":
-        return True
+        return num_classes < torch.iinfo(torch.int16).max  # in which the kernels hold labels
     if device.type != "cuda" or dtype == torch.float64 or num_classes > MOST_CLASSES:
         return False
     reason = triton_reason(device)

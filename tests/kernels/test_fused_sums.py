@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segtrain.kernels import chunks
+from segtrain.kernels import rows
 from segtrain.kernels.mining import HardExamples
 from segtrain.kernels.request import SUMS, Inputs, Request, encode_mining
 from segtrain.losses.class_sums import class_sums, fused_sums
@@ -36,9 +36,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a few hundred elements, so that small images are cut into many."""
-    monkeypatch.setattr(chunks, "SMALLEST", 256)
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a hundred pixels, so that small images are cut into many."""
+    monkeypatch.setattr(rows, "FEWEST_PIXELS", 100)
+    monkeypatch.setattr(rows, "MOST_PIXELS", 100)
 
 
 def case(
@@ -98,7 +99,7 @@ def compare(inputs: Inputs, request: Request, *, rtol: float, atol: float) -> No
 @pytest.mark.parametrize(
     ("classes", "sigmoid"), [(1, False), (2, False), (5, False), (11, False), (1, True), (3, True)]
 )
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_runs")
 def test_fused_sums_and_gradients_are_the_plain_ones(name: str, classes: int, sigmoid: bool) -> None:
     inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
     compare(inputs, request, rtol=1e-9, atol=1e-9)
@@ -106,7 +107,7 @@ def test_fused_sums_and_gradients_are_the_plain_ones(name: str, classes: int, si
 
 @pytest.mark.parametrize("scale", [0.0, 60.0, 3000.0])
 @pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_runs")
 def test_logits_of_any_size_are_summed_right_in_float32(classes: int, sigmoid: bool, scale: float) -> None:
     inputs, request = case({"gamma": (0.5,)}, classes=classes, sigmoid=sigmoid, dtype=torch.float32, scale=scale)
     double = Inputs(inputs.logits.double(), inputs.target)
@@ -119,12 +120,29 @@ def test_logits_of_any_size_are_summed_right_in_float32(classes: int, sigmoid: b
 
 @pytest.mark.parametrize("name", ["as it is", "threshold that keeps too few", "all of them"])
 @pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
-def test_chunks_change_rounding_alone(monkeypatch: pytest.MonkeyPatch, name: str, classes: int, sigmoid: bool) -> None:
+def test_runs_change_rounding_alone(monkeypatch: pytest.MonkeyPatch, name: str, classes: int, sigmoid: bool) -> None:
     inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid)
     whole = gradient(fused_sums, inputs, request)
-    for smallest in (64, 300, 4000):
-        monkeypatch.setattr(chunks, "SMALLEST", smallest)
+    for pixels in (1, 63, 300):
+        monkeypatch.setattr(rows, "FEWEST_PIXELS", pixels)
+        monkeypatch.setattr(rows, "MOST_PIXELS", pixels)
         torch.testing.assert_close(gradient(fused_sums, inputs, request), whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["as it is", "threshold", "top k"])
+@pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
+@pytest.mark.usefixtures("small_runs")
+def test_the_number_of_threads_changes_no_bit(name: str, classes: int, sigmoid: bool) -> None:
+    inputs, request = case(OPTIONS[name], classes=classes, sigmoid=sigmoid, dtype=torch.float32)
+    sums, grad = fused_sums(inputs, request), gradient(fused_sums, inputs, request)
+    torch.set_num_threads(4)
+    try:
+        others, other_grad = fused_sums(inputs, request), gradient(fused_sums, inputs, request)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(grad, other_grad)
+    for field, value in sums.items():
+        assert torch.equal(others[field], value), field
 
 
 def layouts(logits: Tensor) -> Iterator[Tensor]:
@@ -149,7 +167,7 @@ def expanded(logits: Tensor) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (3, True)])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_runs")
 def test_strides_change_rounding_alone(classes: int, sigmoid: bool) -> None:
     inputs, request = case({}, classes=classes, sigmoid=sigmoid)
     expected = gradient(fused_sums, inputs, request)
@@ -159,7 +177,7 @@ def test_strides_change_rounding_alone(classes: int, sigmoid: bool) -> None:
 
 
 @pytest.mark.parametrize(("classes", "sigmoid"), [(2, False), (5, False), (11, False), (3, True)])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_runs")
 def test_expanded_logits_are_read_as_their_copies_are(classes: int, sigmoid: bool) -> None:
     inputs, request = case({}, classes=classes, sigmoid=sigmoid)
     for logits in expanded(inputs.logits):

@@ -1,4 +1,4 @@
-"""What the kernels are made of: chunks, labels, ranks of hard pixels, and memory in large pages."""
+"""What the kernels are made of: runs of pixels, labels, ranks of hard pixels, and memory in large pages."""
 
 from __future__ import annotations
 
@@ -9,21 +9,42 @@ import torch
 
 from segtrain.errors import DataError
 from segtrain.kernels import mining, pages
-from segtrain.kernels.chunks import chunks, few_rows
 from segtrain.kernels.labels import check_labels, count, to_buckets
 from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.rows import few_rows, memory, runs, share_out
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 1, 1, 1), (3, 2, 7, 5), (2, 19, 1, 100_000), (5, 300, 40, 41), (1, 3, 2000, 3), (0, 3, 4, 4), (2, 3, 0, 4)],
-)
-def test_chunks_cover_each_pixel_once(shape: tuple[int, int, int, int]) -> None:
-    images, channels, rows, columns = shape
-    seen = torch.zeros(images, rows, columns, dtype=torch.int64)
-    for chunk in chunks(images, channels, rows, columns):
-        seen[chunk.images, chunk.rows, chunk.columns] += 1
+@pytest.mark.parametrize(("images", "pixels", "channels"), [(1, 1, 1), (3, 35, 2), (2, 100_001, 19), (5, 9000, 300)])
+def test_runs_cover_each_pixel_once(images: int, pixels: int, channels: int) -> None:
+    seen = torch.zeros(images, pixels, dtype=torch.int64)
+    for image, start, stop in runs(images, pixels, channels=channels):
+        seen[image, start:stop] += 1
     assert bool((seen == 1).all())
+    assert not list(runs(0, pixels, channels=channels))
+    assert not list(runs(images, 0, channels=channels))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_a_thread_is_raised(threads: int) -> None:
+    def work(job: int) -> None:
+        if job == 5:
+            raise ValueError("job 5")
+
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(ValueError, match="job 5"):
+            share_out(work, range(8))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_memory_starts_at_the_first_element_and_shows_halves_as_integers(dtype: torch.dtype) -> None:
+    values = torch.arange(24.0).to(dtype).view(2, 3, 4)[1, :, 1:3]
+    seen = torch.from_numpy(memory(values)).view(dtype)
+    assert seen[0] == values[0, 0]
+    assert len(seen) == 2 * 4 + 2
+    assert len(memory(values[:0])) == 0
 
 
 def test_rows_are_joined_where_strides_allow_it_and_only_there() -> None:
