@@ -22,9 +22,10 @@ from segtrain.data.samples import Samples
 from segtrain.data.sampling import TrainBatchSampler
 from segtrain.errors import ConfigError
 
-PLAIN, OPENED, SENT, ORDER, RECORDS = (
+PLAIN, OPENED, TABLE, SENT, ORDER, RECORDS = (
     "lines split into texts, in plain Python",
     "list opened",
+    "the same as a CSV table, opened",
     "sent to a worker that is not forked",
     "data set and the order of an epoch",
     "10,000 samples made",
@@ -32,7 +33,7 @@ PLAIN, OPENED, SENT, ORDER, RECORDS = (
 BATCH = 16
 RECORDS_MADE = 10_000
 MAX_SECONDS = 600.0
-LIST = "train.txt"
+LIST, TABLE_FILE = "train.txt", "train.csv"
 
 
 def benchmark_index(num_samples: int, *, rounds: int) -> dict[str, Any]:
@@ -50,31 +51,40 @@ def benchmark_index(num_samples: int, *, rounds: int) -> dict[str, Any]:
         calls: dict[str, Callable[[], object]] = {
             PLAIN: partial(_split_lines, root),
             OPENED: partial(_opened, root),
+            TABLE: partial(_opened_table, root),
             SENT: partial(_sent, samples),
             ORDER: partial(_order, samples, root),
             RECORDS: partial(_records, samples),
         }
         timings = time_interleaved(calls, baseline=PLAIN, rounds=rounds, max_seconds=MAX_SECONDS)
-        peak = in_child(_peak, root) if has_resident_peak() else None
+        peaks = [in_child(measure, root) if has_resident_peak() else None for measure in (_peak, _peak_of_table)]
     return {
         "benchmark": "index",
         "environment": environment,
         "settings": {"samples": num_samples, "rounds": rounds},
-        "peak_bytes": peak,
+        "peak_bytes": peaks[0],
+        "table_peak_bytes": peaks[1],
         "sent_bytes": len(_sent(samples)),
         "rows": [_row(name, timings) for name in calls],
     }
 
 
 def write_list(root: Path, num_samples: int) -> None:
-    """A list as long as people's: two paths of some 25 characters in each line."""
+    """A list and a table as long as people's: two paths of some 25 characters in each line."""
     lines = (f"images/{i // 1000:04}/{i:07}.jpg\tmasks/{i // 1000:04}/{i:07}.png\n" for i in range(num_samples))
-    with (root / LIST).open("w", encoding="ascii") as stream:
-        stream.writelines(lines)
+    with (root / LIST).open("w", encoding="ascii") as stream, (root / TABLE_FILE).open("w", encoding="ascii") as table:
+        table.write("image,mask\n")
+        for line in lines:
+            stream.write(line)
+            table.write(line.replace("\t", ","))
 
 
 def _config(root: str) -> DataConfig:
     return DataConfig(root=root, layout="lists", splits={"train": LIST}, classes=["a", "b"])  # type: ignore[arg-type]
+
+
+def _config_of_table(root: str) -> DataConfig:
+    return _config(root).model_copy(update={"layout": "table", "splits": {"train": TABLE_FILE}})
 
 
 def _split_lines(root: str) -> list[list[str]]:
@@ -83,6 +93,10 @@ def _split_lines(root: str) -> list[list[str]]:
 
 def _opened(root: str) -> Samples[Sample]:
     return Samples.pack(find_samples(_config(root), "train").samples)
+
+
+def _opened_table(root: str) -> Samples[Sample]:
+    return Samples.pack(find_samples(_config_of_table(root), "train").samples)
 
 
 def _sent(samples: Samples[Sample]) -> bytes:
@@ -101,6 +115,10 @@ def _records(samples: Samples[Sample]) -> None:
 
 def _peak(root: str) -> int:
     return resident_peak(partial(_opened, root))
+
+
+def _peak_of_table(root: str) -> int:
+    return resident_peak(partial(_opened_table, root))
 
 
 def _row(name: str, timings: dict[str, Timing]) -> dict[str, Any]:

@@ -117,8 +117,12 @@ def _index(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         )
         for row in result["rows"]
     ]
-    peak = "unknown" if result["peak_bytes"] is None else f"{result['peak_bytes'] / 1e6:.0f} MB"
-    result["notes"] = [f"peak of memory while it opens: {peak}; size as sent: {result['sent_bytes'] / 1e6:.0f} MB"]
+    peak, of_table = (
+        "unknown" if result[key] is None else f"{result[key] / 1e6:.0f} MB"
+        for key in ("peak_bytes", "table_peak_bytes")
+    )
+    sent = f"size as sent: {result['sent_bytes'] / 1e6:.0f} MB"
+    result["notes"] = [f"peak of memory while it opens: {peak}, as a table {of_table}; {sent}"]
     return result, _as_table(("subject", "seconds", "CPU seconds", "x plain Python, by CPU time"), rows)
 
 

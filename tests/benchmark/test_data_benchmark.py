@@ -103,10 +103,10 @@ def test_a_long_list_is_measured_beside_plain_python(
     assert main(["benchmark", "data", "--index", "300", "--rounds", "3", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     result = json.loads(out.read_text())
-    assert [row["name"] for row in result["rows"]][:2] == [data_index.PLAIN, data_index.OPENED]
+    assert [row["name"] for row in result["rows"]][:3] == [data_index.PLAIN, data_index.OPENED, data_index.TABLE]
     assert all(row["name"] in shown and row["seconds"] > 0 for row in result["rows"])
-    assert result["peak_bytes"] == 300_000_000
-    assert "peak of memory while it opens: 300 MB" in shown
+    assert result["peak_bytes"] == result["table_peak_bytes"] == 300_000_000
+    assert "peak of memory while it opens: 300 MB, as a table 300 MB" in shown
     assert result["sent_bytes"] > 300 * len("images/0000/0000000.jpg")
     assert main(["benchmark", "data", "--index", "99"]) == 2
     assert main(["benchmark", "data", "--index", "300", "--batch", "4"]) == 2

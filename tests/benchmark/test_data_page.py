@@ -51,3 +51,13 @@ def test_the_page_gives_the_scan_as_it_was_measured(page: str) -> None:
     )
     by_clock, by_cpu = (100 / warm[key] for key in ("found", "found_by_cpu_time"))
     assert f"| scan from its cache | {by_clock:.1f} % of the first | {by_cpu:.1f} % | 2 % |" in page
+
+
+def test_the_page_gives_long_lists_as_they_were_measured(page: str) -> None:
+    result = json.loads((DOCS / "measurements/data_index.json").read_text())
+    assert f"--index {result['settings']['samples']} --rounds {result['settings']['rounds']}\n" in page
+    for row in result["rows"]:
+        assert f" | {row['cpu_seconds']:.2f} | {row['to_plain_by_cpu_time']:.2f} |\n" in page
+    peak, of_table, sent = (result[key] / 1e6 for key in ("peak_bytes", "table_peak_bytes", "sent_bytes"))
+    assert f"Opening it takes {peak:.0f} MB at the peak, as a table {of_table:.0f} MB," in page
+    assert f"({sent:.0f} MB)" in page

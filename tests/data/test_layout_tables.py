@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from segtrain.config.data import DataConfig
 from segtrain.data import extras
-from segtrain.data.formats import find_samples, present_splits
+from segtrain.data.formats import find_samples, long_lists, present_splits, tables
 from segtrain.errors import ConfigError, DataError
 
 Make = Callable[..., DataConfig]
@@ -133,3 +133,53 @@ def test_tables_that_do_not_fit_are_told(table: Make, text: str, message: str) -
 def test_options_of_tables_are_refused_in_other_layouts(data_config: Make) -> None:
     with pytest.raises(ValidationError, match="table: belongs to layout: table, and the layout is folders"):
         data_config(table={"file": "index.csv"})
+
+
+@pytest.fixture
+def plain(table: Make, save: Save) -> Callable[[str], DataConfig]:
+    """A table whose paths are long enough to be read as those of a list, and the files that it may name."""
+
+    def make(lines: str) -> DataConfig:
+        for name in ("first", "second", "third"):
+            save(f"{name}.png", DOT)
+            save(f"{name}_mask.png", DOT)
+        return table(f"photo,label,part,site\n{lines}")
+
+    return make
+
+
+LINES = (
+    "first.png,first_mask.png,fit,north\n second.png ,second_mask.png,check,south\nthird.png,third_mask.png,fit,east\n"
+)
+
+
+def test_a_plain_table_is_read_as_a_list_and_gives_what_line_by_line_gives(
+    plain: Callable[[str], DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, splits = plain(LINES), ("train", "val")
+    with monkeypatch.context() as quick:
+        quick.setattr(tables, "pair_by_rows", None)
+        found = [find_samples(data, split) for split in splits]
+    monkeypatch.setattr(tables, "read_plain_list", lambda content, folder: None)
+    for quickly, split in zip(found, splits, strict=True):
+        carefully = find_samples(data, split)
+        assert list(quickly.samples) == list(carefully.samples)
+        assert (quickly.columns, quickly.problems) == (carefully.columns, carefully.problems)
+
+
+def test_an_end_of_line_within_a_field_makes_no_further_sample(plain: Callable[[str], DataConfig]) -> None:
+    data = plain('"first.png\tfirst_mask.png\nsecond.png",second_mask.png,fit,\nthird.png,third_mask.png,fit,\n')
+    found = find_samples(data, "train")
+    assert [sample.name for sample in found.samples] == ["third"]
+    assert len(found.problems) == 1
+
+
+def test_a_long_table_leaves_missing_files_to_the_scan(
+    plain: Callable[[str], DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = plain(LINES + "gone.png,first_mask.png,fit,west\n")
+    assert len(find_samples(data, "train").problems) == 1
+    monkeypatch.setattr(long_lists, "UNCHECKED", 3)
+    found = find_samples(data, "train")
+    assert [sample.name for sample in found.samples] == ["first", "third", "gone"]
+    assert found.columns == {"site": ["north", "east", "west"]}

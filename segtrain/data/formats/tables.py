@@ -54,7 +54,10 @@ def _pairs(text: str, path: Path) -> list[Row]:
 
 
 def _find_in_table(data: DataConfig, root: Path, split: str) -> Listing:
-    """The lines of a table that are of this split; columns besides image, mask and split go along."""
+    """The lines of a table that are of this split; columns besides image, mask and split go along.
+
+    Of a long table the scan finds what is missing, as of a long list.
+    """
     path = _table_of(data, root, split)
     columns, numbers = read_table(path)
     wanted = [data.table.image, data.table.mask] + ([data.table.split] if data.table.file is not None else [])
@@ -74,8 +77,12 @@ def _find_in_table(data: DataConfig, root: Path, split: str) -> Listing:
     empty = [f"line {numbers[place]}" for place in chosen if not (images[place] and masks[place])]
     if empty:
         raise DataError(listing(f"{path}: lines without an image or a mask: {len(empty)}", empty))
-    rows = [Row(numbers[place], Path(images[place]), Path(masks[place])) for place in chosen]
     extra = {name: columns[name] for name in columns if name not in wanted}
+    lines = "\n".join([f"{images[place]}\t{masks[place]}" for place in chosen])
+    plain = read_plain_list(lines.encode("utf-8", "surrogatepass"), folder=root)
+    if plain is not None and len(plain) == len(chosen):  # else some text holds the end of a line
+        return Listing(plain, [], columns={name: [values[place] for place in chosen] for name, values in extra.items()})
+    rows = [Row(numbers[place], Path(images[place]), Path(masks[place])) for place in chosen]
     return _with_columns(pair_by_rows(rows, folder=root, source=path), rows, chosen, extra)
 
 
