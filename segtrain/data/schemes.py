@@ -32,7 +32,11 @@ class Scheme(Protocol):
     def draw(self, count: int, generator: np.random.Generator) -> Counts:
         """Draw `count` images: int64 [count], in random order."""
 
-    def within(self, chosen: Mask) -> Scheme:
+
+class Divisible(Scheme, Protocol):
+    """A scheme that goes on within a part of the images, as a quota wants it."""
+
+    def within(self, chosen: Mask) -> Divisible:
         """The same scheme over the images where `chosen` (bool [N], at least one) is true."""
 
 
@@ -110,9 +114,6 @@ class Exactly:
         positives = self.positives.draw(count - num_negatives, generator)
         return generator.permutation(np.concatenate([negatives, positives]))
 
-    def within(self, chosen: Mask) -> Scheme:
-        raise NotImplementedError("a quota within a part of the images")
-
 
 @dataclass(frozen=True, eq=False)
 class AtMost:
@@ -134,16 +135,13 @@ class AtMost:
             return drawn
         return self.capped.draw_with(count, generator, num_negatives=allowed)
 
-    def within(self, chosen: Mask) -> Scheme:
-        raise NotImplementedError("a quota within a part of the images")
 
-
-def uniform(section: sections.UniformSampling, counts: Counts) -> Scheme:
+def uniform(section: sections.UniformSampling, counts: Counts) -> Divisible:
     """Each image once in a round."""
     return Rounds(np.ones(len(counts)))
 
 
-def rare_class(section: sections.RareClassSampling, counts: Counts) -> Scheme:
+def rare_class(section: sections.RareClassSampling, counts: Counts) -> Divisible:
     """Rare-class sampling (Hoyer, Dai & Van Gool, DAFormer, CVPR 2022, eq. 7): a class, then an image with it.
 
     P(c) = softmax_c((1 − f_c) / T), f_c being the share of the pixels. With T = 0.01 that tells 10 % from 1 %, but
@@ -166,13 +164,13 @@ def class_probability(section: sections.RareClassSampling, counts: Counts) -> Fl
     return np.asarray(weight / weight.sum())
 
 
-def class_uniform(section: sections.ClassUniformSampling, counts: Counts) -> Scheme:
+def class_uniform(section: sections.ClassUniformSampling, counts: Counts) -> Divisible:
     """Weights Σ_{c in image} 1/N_c, N_c images with c, drawn with replacement as WeightedRandomSampler draws."""
     present = counts[:, :-1].any(axis=0)
     return Weighted(_through_classes(counts, present / present.sum(), min_pixels=1))
 
 
-def repeat_factor(section: sections.RepeatFactorSampling, counts: Counts) -> Scheme:
+def repeat_factor(section: sections.RepeatFactorSampling, counts: Counts) -> Divisible:
     """Repeat factors (Gupta, Dollár & Girshick, LVIS, CVPR 2019): r_c = max(1, √(t / f_c)), r_i = max_{c in i} r_c.
 
     f_c is the share of the images that hold c. The fractional part of r_i is drawn anew for each round.
@@ -183,7 +181,7 @@ def repeat_factor(section: sections.RepeatFactorSampling, counts: Counts) -> Sch
     return Rounds(np.concatenate([np.where(part > 0, factor, 1.0).max(axis=1) for part in _blocks(counts)]))
 
 
-SCHEMES: dict[str, Callable[[Any, Counts], Scheme]] = {
+SCHEMES: dict[str, Callable[[Any, Counts], Divisible]] = {
     "uniform": uniform,
     "rare_class": rare_class,
     "repeat_factor": repeat_factor,
@@ -208,7 +206,9 @@ def build_scheme(section: sections.SamplingConfig, counts: Counts, *, class_name
     return scheme if section.negatives is None else _with_quota(scheme, section.negatives, counts, class_names)
 
 
-def _with_quota(scheme: Scheme, quota: sections.NegativesConfig, counts: Counts, class_names: Sequence[str]) -> Scheme:
+def _with_quota(
+    scheme: Divisible, quota: sections.NegativesConfig, counts: Counts, class_names: Sequence[str]
+) -> Scheme:
     chosen = chosen_classes(quota.classes, counts.sum(axis=0)[:-1], class_names, key="data.sampling.negatives.classes")
     negative = np.asarray((counts[:, list(chosen)] == 0).all(axis=1))
     names = some([class_names[c] for c in chosen], limit=5)
