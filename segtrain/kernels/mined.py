@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segtrain.kernels.labels import count
 from segtrain.kernels.mining import HardExamples
+from segtrain.kernels.rows import Array, share_out
 
 
 class Mined:
@@ -57,19 +57,37 @@ class Mined:
         return valid.count_nonzero(), (self.mask & valid).count_nonzero()
 
 
-def mined_values(
-    mined: Mined, labels: Tensor, gamma: Tensor, weight: Tensor | None, *, wanted: Collection[str], num_buckets: int
+def mined_sums(
+    mined: Mined, labels: Array, gamma: Array, weight: Array, *, wanted: Collection[str], weight_rows: int = 1
 ) -> dict[str, Tensor]:
-    """Return kept, cross_entropy and focal, float64 `[N, num_buckets]`, over what the mask keeps of `[N, P]` pixels.
+    """Return kept, cross_entropy and focal, float64 `[R, L]`, over what the mask keeps of R rows of P pixels.
 
-    From the loss of each alone: q = 1 − e^{−ℓ}. gamma broadcasts to the pixels.
+    From the loss of each alone: q = 1 − e^{−ℓ}.
+
+    Args:
+        labels: int16 `[R, P]`, L where ignored.
+        gamma: `[R or 1, L + 1]`.
+        weight: `[R / weight_rows, P]`, each for so many rows, or `[1, 0]` for 1.
     """
-    buckets = torch.where(mined.mask, labels, num_buckets)
-    losses = mined.losses if weight is None else mined.losses * weight
-    sums = {"kept": count(buckets, num_buckets=num_buckets, weight=weight)}
-    if "cross_entropy" in wanted:
-        sums["cross_entropy"] = count(buckets, num_buckets=num_buckets, weight=losses)
-    if "focal" in wanted:
-        factor = torch.expm1(-mined.losses).neg_().pow_(gamma)
-        sums["focal"] = count(buckets, num_buckets=num_buckets, weight=factor.mul_(losses))
-    return sums
+    from segtrain.kernels import numba_mined
+
+    losses, mask = mined.losses.numpy(), mined.mask.numpy()
+    table = np.zeros((len(labels), gamma.shape[1], numba_mined.WAYS, numba_mined.COLUMNS))
+
+    def work(row: int) -> None:
+        numba_mined.add_kept(
+            labels[row],
+            0,
+            labels.shape[1],
+            losses[row],
+            mask[row],
+            weight[row // weight_rows] if weight.size else weight[0],
+            gamma[min(row, len(gamma) - 1)],
+            "focal" in wanted,
+            table[row].reshape(-1, numba_mined.COLUMNS),
+            np.empty(numba_mined.WORK, losses.dtype),
+        )
+
+    share_out(work, range(len(labels)))
+    found = torch.from_numpy(table[:, :-1].sum(2))
+    return dict(zip(("kept", "cross_entropy", "focal"), found.unbind(2), strict=True))

@@ -40,6 +40,23 @@ def _(x):
     return (lambda x: _logarithm32(x)) if x == types.float32 else (lambda x: math.log(x))
 
 
+def one_less(loss):
+    """Return 1 − e^{−loss} of a loss >= 0, to the last digit of a small one."""
+
+
+@overload(one_less)
+def _(loss):
+    return (lambda loss: _one_less32(loss)) if loss == types.float32 else (lambda loss: -math.expm1(-loss))
+
+
+@exact
+def _one_less32(loss):
+    small = loss if loss < F32(0.25) else F32(0)
+    tail = F32(1 / 24) - small * (F32(1 / 120) - small * F32(1 / 720))  # of the series of 1 − e^{−x}
+    of_small = small * (F32(1) - small * (F32(0.5) - small * (F32(1 / 6) - small * tail)))
+    return of_small if loss < F32(0.25) else F32(1) - exponential(-loss)
+
+
 @exact
 def power(q, exponent):
     """Return q^exponent for q in [0, 1] and an exponent >= 0; 0^0 is 1."""

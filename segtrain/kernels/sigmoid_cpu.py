@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segtrain.kernels import numba_sigmoid
 from segtrain.kernels.labels import check_labels, to_buckets
-from segtrain.kernels.mined import Mined, mined_values
+from segtrain.kernels.mined import Mined, mined_sums
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.rows import Array, Run, few_rows, flat, kind_of, memory, runs, share_out
@@ -109,7 +109,9 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         buckets = _numbered(labels, pixels.num_classes)
         mask = mined.finish(*numbers, buckets, num_buckets=2 * pixels.num_classes)
         if not mined.was_right:
-            sums |= _mined_sums(pixels, request, labels, mined)
+            gamma = np.array([[settings[3]] * 3 for settings in pixels.settings] * len(inputs.logits))
+            rows = pixels.num_classes
+            sums |= mined_sums(mined, pixels.labels, gamma, pixels.weight, wanted=request.wanted, weight_rows=rows)
         mask = mask.view(inputs.target.shape)
     shape = inputs.logits.shape[:2]
     negatives, positives = ({name: values[:, label].view(shape) for name, values in sums.items()} for label in (0, 1))
@@ -153,16 +155,6 @@ def _numbered(labels: Tensor, num_classes: int) -> Tensor:
     """Number the labels of all classes, 0 and 1 of the first, 2 and 3 of the second; ignored is one after the last."""
     first = 2 * torch.arange(num_classes, dtype=labels.dtype).repeat(len(labels) // num_classes).view(-1, 1)
     return (labels + first).masked_fill_(labels == numba_sigmoid.IGNORED, 2 * num_classes)
-
-
-def _mined_sums(pixels: Pixels, request: Request, labels: Tensor, mined: Mined) -> dict[str, Tensor]:
-    """Return the sums over the pixels that mining keeps."""
-    gamma = torch.tensor([settings[3] for settings in pixels.settings], dtype=mined.losses.dtype)
-    gamma = gamma.repeat(len(labels) // pixels.num_classes).view(-1, 1)
-    weight = torch.from_numpy(pixels.weight) if pixels.weight.size else None
-    if weight is not None:
-        weight = weight.repeat_interleave(pixels.num_classes, dim=0)
-    return mined_values(mined, labels, gamma, weight, wanted=request.wanted, num_buckets=2)
 
 
 def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> Tensor:

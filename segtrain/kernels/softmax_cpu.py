@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segtrain.kernels import numba_pixels, numba_softmax, numba_softmax_backward
 from segtrain.kernels.labels import check_labels, to_buckets
-from segtrain.kernels.mined import Mined, mined_values
+from segtrain.kernels.mined import Mined, mined_sums
 from segtrain.kernels.pages import empty_like
 from segtrain.kernels.request import Inputs, Request
 from segtrain.kernels.rows import Array, Run, few_rows, flat, kind_of, memory, runs, share_out
@@ -119,7 +119,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         numbers = mined.counts(sums, labels, ignored=pixels.num_classes, are_weighted=pixels.weight.size > 0)
         mask = mined.finish(*numbers, labels, num_buckets=pixels.num_classes)
         if not mined.was_right:
-            sums |= _mined_sums(pixels, request, labels, mined)
+            sums |= _mined_sums(pixels, request, mined)
         mask = mask.view(inputs.target.shape)
     counts = torch.stack((sums["pixels"], sums["kept"]))
     wanted = [sums[name] for name in request.wanted]
@@ -162,13 +162,9 @@ def _read(pixels: Pixels, wanted: tuple[str, ...], mined: Mined | None) -> dict[
     return sums | {"log_mass": found[2]}
 
 
-def _mined_sums(pixels: Pixels, request: Request, labels: Tensor, mined: Mined) -> dict[str, Tensor]:
+def _mined_sums(pixels: Pixels, request: Request, mined: Mined) -> dict[str, Tensor]:
     """Return the sums over the pixels that mining keeps, from the loss of each: q = 1 − e^{−ℓ}."""
-    weight = torch.from_numpy(pixels.weight) if pixels.weight.size else None
-    gamma: Tensor = torch.tensor(request.gamma, dtype=mined.losses.dtype)
-    if len(gamma) > 1:
-        gamma = torch.cat((gamma, gamma[:1]))[labels.long()]
-    sums = mined_values(mined, labels, gamma, weight, wanted=request.wanted, num_buckets=pixels.num_classes)
+    sums = mined_sums(mined, pixels.labels, pixels.settings[3][None], pixels.weight, wanted=request.wanted)
     if "log_mass" in request.wanted:
         kept = replace(pixels, keep=mined.mask.numpy())
         sums["log_mass"] = _read(kept, ("log_mass",), None)["log_mass"]

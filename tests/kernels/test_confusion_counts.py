@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from segtrain.errors import DataError
-from segtrain.kernels import confusion_cpu, upsample
+from segtrain.kernels import confusion_cpu, rows, upsample
 from segtrain.kernels.confusion import confusion_counts, confusion_update, plain_counts
 from segtrain.kernels.upsample import CoarseLogits
 from segtrain.metrics import ConfusionMatrix
@@ -51,7 +51,8 @@ def layouts(logits: Tensor) -> Iterator[Tensor]:
 def test_the_counts_of_logits_are_those_of_their_argmax(
     classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confusion_cpu, "PIXELS", 30)
+    monkeypatch.setattr(rows, "FEWEST_PIXELS", 30)
+    monkeypatch.setattr(rows, "MOST_PIXELS", 30)
     logits, target = batch(classes)
     matrix = expected(logits.argmax(1), target, classes)
     for same in layouts(logits.to(dtype)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segtrain.kernels import confusion_cpu
+from segtrain.kernels import rows
 from segtrain.metrics import predict_classes
 
 
@@ -27,9 +27,10 @@ def test_nan_and_infinities_follow_argmax() -> None:
     assert torch.equal(predict_classes(logits).long(), logits.argmax(dim=1))
 
 
-def test_blocks_smaller_than_the_image_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_smaller_than_the_image_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(1, 4, 13, 10, generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(confusion_cpu, "PIXELS", 30)
+    monkeypatch.setattr(rows, "FEWEST_PIXELS", 30)
+    monkeypatch.setattr(rows, "MOST_PIXELS", 30)
     assert torch.equal(predict_classes(logits).long(), logits.argmax(dim=1))
 
 
