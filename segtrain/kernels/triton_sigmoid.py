@@ -26,7 +26,7 @@ PIXEL_TERMS = 8 | 16  # bits of WANTED
 
 
 def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums, the counts `[4, N, C]` and the mask as `binary_cpu.forward` does for sigmoid.
+    """Return the sums, the counts `[4, N, C]` and the mask as `sigmoid_cpu.forward` does.
 
     Labels are not checked, as in `triton_softmax.forward`.
     """
