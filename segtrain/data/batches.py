@@ -26,6 +26,7 @@ def fill_batch(items: Collection[Item]) -> dict[str, torch.Tensor]:
     """
     batch: dict[str, torch.Tensor] = {}
     places: dict[str, AnyArray] = {}  # the same memory
+    number = -1
     for number, item in enumerate(items):
         for key, value in item.items():
             part = np.asarray(value)
@@ -35,6 +36,8 @@ def fill_batch(items: Collection[Item]) -> dict[str, torch.Tensor]:
             elif places[key].shape[1:] != part.shape or places[key].dtype != part.dtype:
                 raise _differ(key, places[key][0], part)
             places[key][number] = part
+        assert item.keys() == batch.keys(), f"item {number} has {sorted(item)}, the first {sorted(batch)}"
+    assert number + 1 == len(items), f"{number + 1} items of {len(items)}"
     return batch | {"image": batch["image"].permute(0, 3, 1, 2)}
 
 

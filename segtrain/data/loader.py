@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,8 +61,15 @@ def build_train_loader(
         workers=workers,
         pin_memory=pin_memory,
         prefetch=prefetch,
-        read=dataset.each,
+        read=dataset.each if type(dataset).__getitem__ is TrainDataset.__getitem__ else partial(_arrays_of, dataset),
     )
+
+
+def _arrays_of(dataset: TrainDataset, keys: Iterable[tuple[int, int]]) -> Iterator[Item]:
+    """What `TrainDataset.each` gives, of a subclass that makes its items in a way of its own."""
+    for key in keys:
+        item = dataset[key]
+        yield {**item, "image": item["image"].permute(1, 2, 0)}
 
 
 def build_eval_loader(
@@ -186,6 +193,7 @@ class Loader(Generic[Batch]):
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
             yield batch
+            del batch  # while the next is made
 
     def _here(self) -> Iterator[Any]:
         """Batches made in this process; torch's loader would do the same with more around it."""
@@ -194,6 +202,7 @@ class Loader(Generic[Batch]):
             if self._pin_memory and isinstance(batch, dict):
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             yield batch
+            del batch  # while the next is made
 
     def _of_workers(self, loader: DataLoader[Any]) -> Iterator[Any]:
         with _quiet(), _own_child_handler():
@@ -210,6 +219,7 @@ class Loader(Generic[Batch]):
                 raise self._worker_died(error) from error
             self._recorded.pending.popleft()
             yield batch
+            del batch  # while the next is made
 
     def close(self) -> None:
         """End the workers now, with force if they are stuck."""

@@ -81,10 +81,15 @@ class FilePairs(Pairs):
 
         With data.decode: reduced the image may be smaller than the target, though not than data.input_size.
         """
-        return self.open(index).read()
+        return self._opened(index).read()
 
     def open(self, index: int, *, seed: int = 0) -> Opened:
         """Read the target, and the bytes of the image, whose header is checked; see Pairs."""
+        if type(self).read is not FilePairs.read:  # a subclass reads in a way of its own
+            return super().open(index, seed=seed)
+        return self._opened(index)
+
+    def _opened(self, index: int) -> Opened:
         sample = self.samples[index]
         content, header = read_checked(sample.image, max_pixels=self.data.max_pixels)
         target = self._target(sample)

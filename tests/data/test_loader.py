@@ -25,6 +25,7 @@ from segtrain.data.dataset import EvalDataset, TrainDataset
 from segtrain.data.formats import find_samples
 from segtrain.data.loader import Loader, build_eval_loader, build_train_loader
 from segtrain.data.sampling import TrainBatchSampler
+from segtrain.data.sources import FilePairs
 from segtrain.errors import DataError
 
 AUGMENTED = [
@@ -65,6 +66,56 @@ def test_batches_are_stacked_as_stored(train_set: Callable[..., TrainDataset]) -
         torch.int64,
     )
     assert len({*first["index"].tolist(), *second["index"].tolist()}) == 8
+
+
+class OwnItems(TrainDataset):
+    """Makes its items in a way of its own."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        item = super().__getitem__(key)
+        return {**item, "image": torch.full_like(item["image"], 7)}
+
+
+class OwnRead(TrainDataset):
+    """Reads its files in a way of its own."""
+
+    def read(self, index: int, *, seed: int = 0) -> Any:
+        image, target = super().read(index, seed=seed)
+        return np.full_like(image, 7), target
+
+
+class OwnPairs(FilePairs):
+    """The same, one step below."""
+
+    def read(self, index: int, *, seed: int = 0) -> Any:
+        image, target = super().read(index, seed=seed)
+        return np.full_like(image, 7), target
+
+
+@pytest.mark.parametrize("kind", [OwnItems, OwnRead, OwnPairs])
+def test_what_a_subclass_reads_is_what_is_trained_on(train_set: Callable[..., TrainDataset], kind: Any) -> None:
+    crop = [{"name": "crop", "size": [16, 16]}]
+    plain = train_set(steps=crop)
+    if kind is OwnPairs:
+        plain.pairs = OwnPairs(plain.pairs.samples, plain.data, split="train")
+    else:
+        plain.__class__ = kind
+    for batch in batches_of(plain, 0):
+        assert batch["image"].unique().tolist() == [7]
+        assert batch["image"].shape == (4, 3, 16, 16)
+
+
+def test_a_batch_that_is_not_filled_is_no_batch() -> None:
+    items = [{"image": np.zeros((2, 2, 3), np.uint8), "index": 0}] * 3
+
+    class Short(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(items[:2])
+
+    with pytest.raises(AssertionError, match="2 items of 3"):
+        fill_batch(Short(items))
+    with pytest.raises(AssertionError, match="item 1 has"):
+        fill_batch([items[0], {"image": items[0]["image"]}])
 
 
 def test_the_number_of_workers_changes_nothing(train_set: Callable[..., TrainDataset]) -> None:
