@@ -39,8 +39,8 @@ class Evaluation:
     loss of the images, None without a loss. frequencies: of the training data, None where not known. prior_tau: τ of
     the post-hoc logit adjustment behind the predictions (not behind the loss), None without. thresholds: of each class
     by name, the probability from which on it was taken for present; None where classes exclude each other. nan_outputs:
-    images (with evaluate.tile: tiles) whose logits hold NaN. Their pixels are counted as the argmax has them, which
-    means nothing: the scores can be trusted if it is 0.
+    images (with evaluate.tile: tiles) whose logits are not finite. Their pixels are counted as the argmax has them,
+    which means nothing: the scores can be trusted if it is 0.
     """
 
     confusion: Confusion

@@ -32,7 +32,7 @@ class Predictor:
     normalize: images as stored -> normalised floats. batch_size: tiles in one forward pass. precision: fp32, bf16 or
     fp16. shift: floats [K], added to the logits where classes are chosen, and only there; see `prior_shift`.
     thresholds: probabilities [K] from which on a class is present, where classes do not exclude each other; None: the
-    most probable class is predicted. nan: what becomes of logits that hold NaN, of which no class can be told.
+    most probable class is predicted. nan: what becomes of logits that are not finite, of which no class can be told.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Predictor:
 
         frequencies: of the training data, as the checkpoint holds them; needed by evaluate.prior_tau. thresholds:
         {class name: threshold} chosen on val, as the checkpoint holds them; needed by evaluate.tune_thresholds. nan:
-        default: logits that hold NaN are an error.
+        default: logits that are not finite are an error.
 
         Raises:
             ConfigError: evaluate.prior_tau or tune_thresholds is set and what it needs is not known.

@@ -190,7 +190,8 @@ def _evaluate(run: Run, pulse: Pulse, display: TrainDisplay) -> Evaluation:
         display.say(f"warning: {nan_warning(evaluation.nan_outputs, 'val')}", style="yellow")
     progress = state.step / run.schedule.total_steps
     support = dict(zip(evaluation.class_names, evaluation.confusion.support.tolist(), strict=True))
-    for message in class_warnings(state, scores, support=support, progress=progress):
+    told = () if evaluation.nan_outputs else class_warnings(state, scores, support=support, progress=progress)
+    for message in told:
         display.say(f"warning: {message}", style="yellow")
     if better and run.thresholds is not None:
         display.say(f"thresholds chosen on val: {run.thresholds.describe()}")

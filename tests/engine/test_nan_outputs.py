@@ -1,4 +1,4 @@
-"""Logits that hold NaN pass neither for a prediction nor for a score: they are refused, or told."""
+"""Logits that hold NaN or infinity pass neither for a prediction nor for a score: they are refused, or told."""
 
 from __future__ import annotations
 
@@ -83,25 +83,31 @@ def test_an_image_of_which_nan_is_made_gets_no_mask_and_the_others_do(
     assert [entry["name"] for entry in json.loads((out / "manifest.json").read_text())["images"]] == ["a", "c"]
 
 
-def test_logits_with_infinities_alone_are_predictions() -> None:
+@pytest.mark.parametrize("infinity", [math.inf, -math.inf])
+def test_infinities_are_refused_as_nan_is_and_large_numbers_exclude_a_class(infinity: float) -> None:
     class Excludes(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
         def forward(self, images: Tensor) -> Tensor:
-            return torch.cat([torch.full_like(images[:, :1], -math.inf), images[:, :1]], dim=1)
+            return torch.cat([torch.full_like(images[:, :1], self.value), images[:, :1]], dim=1)
 
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    assert Predictor(Excludes(), scaled).classes(images).tolist() == torch.ones(2, 4, 4).tolist()
-    with pytest.raises(NanError, match="precision"):
-        Predictor(NanIfDark(), scaled).classes(images)
+    assert Predictor(Excludes(-1e30), scaled).classes(images, size=(7, 9)).tolist() == torch.ones(2, 7, 9).tolist()
+    for model in (Excludes(infinity), NanIfDark()):
+        with pytest.raises(NanError, match="precision"):
+            Predictor(model, scaled).classes(images)
 
 
-def test_images_are_counted_and_infinite_ones_are_not() -> None:
+def test_images_of_nan_and_of_infinity_are_counted() -> None:
     logits = torch.zeros(4, 2, 3, 3)
     logits[1, 0, 2, 2], logits[3, 1, 0, 0] = math.nan, math.inf
     logits[3, 1, 0, 1] = -math.inf
     seen = CountNan()
     seen.see(logits)
     seen.see(torch.full((1, 2, 3, 3), 60000.0, dtype=torch.float16))
-    assert seen.count == 1
+    assert seen.count == 2
 
 
 def test_an_evaluation_tells_of_nan(tiny_config: Callable[..., Config]) -> None:
