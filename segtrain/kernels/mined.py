@@ -50,7 +50,7 @@ class Mined:
     def counts(
         self, sums: Mapping[str, Tensor], labels: Tensor, *, ignored: int, are_weighted: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return how many pixels count and were kept: from the sums, or where these are of weights, from the mask."""
+        """Return how many pixels count and were kept: from the sums, or if those are of weights, by the mask."""
         if not are_weighted:
             return sums["pixels"].sum(), sums["kept"].sum()
         valid = labels != ignored

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
+
+from segtrain.errors import SegtrainError
 
 # Exact but for a · b + c, which may be rounded once; a division by 0 is inf or NaN, and no error.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 exact: Any = njit(**OPTIONS)
-reordered: Any = njit(
-    **(OPTIONS | {"fastmath": {"contract", "reassoc", "nsz"}})
-)  # sums in any order: those that vectorise
+# The same, and sums in any order: the only ones that vectorise.
+reordered: Any = njit(**(OPTIONS | {"fastmath": {"contract", "reassoc", "nsz"}}))
 
 
 class Kernel:
@@ -26,6 +28,11 @@ class Kernel:
     """
 
     def __init__(self, build: Callable[[str], Callable[..., Any]]) -> None:
+        if getattr(config, "DISABLE_JIT", 0):  # set by Numba's own reading of the environment
+            raise SegtrainError(
+                "NUMBA_DISABLE_JIT is set: the losses on a CPU run by what Numba compiles. Unset it, "
+                "or use segtrain.losses.plain_sums, which needs no compiler"
+            )
         self._function = build(_sources())
         try:
             self._compiled = njit(cache=True, **OPTIONS)(self._function)
@@ -35,7 +42,7 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         try:
             return self._compiled(*args)
-        except OSError:  # a full disk
+        except (OSError, EOFError, pickle.UnpicklingError):  # a full disk, or damage to what is kept
             self._compiled = exact(self._function)
             return self._compiled(*args)
 

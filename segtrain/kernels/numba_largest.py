@@ -8,7 +8,7 @@ from segtrain.kernels.numba_compile import Kernel, exact
 from segtrain.kernels.numba_math import as_number
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 LENGTH = 1024  # pixels of a block
 VALUE, BEST, CLASS = range(0, 3 * LENGTH, LENGTH)
 WORK = 3 * LENGTH
@@ -16,6 +16,7 @@ WORK = 3 * LENGTH
 
 @exact
 def load(stored, first, step, length, shift, work):
+    """Write logit + shift of a block to VALUE."""
     if step == 1:
         for b in range(length):
             work[VALUE + b] = as_number(stored[at(first + b)]) + shift

@@ -16,14 +16,14 @@ from segtrain.kernels.numba_compile import exact
 
 F32, I32 = np.float32, np.int32
 ROOT_HALF = 0x3F3504F3  # √½ as bits
-LOG2_E, ROUNDING = F32(1.4426950408889634), F32(1.5 * 2**23)  # added, the latter leaves no digits after the point
+LOG2_E, ROUNDING = F32(1.4426950408889634), F32(1.5 * 2**23 + 127)  # added, leaves n + 127 in the last bits
 LN2_HIGH, LN2_LOW = F32(0.693359375), F32(-2.12194440e-4)
 # e to less counts as 0: its products with slopes are still normal numbers, and others are many times slower
 LOWEST32, LOWEST64 = F32(-60), -500.0
 
 
 def exponential(x):
-    """Return e^x of x <= 0, 0 for what is too small to count."""
+    """Return e^x of x <= 0, 0 for what is too small to count; in compiled code alone, as the next two."""
 
 
 @overload(exponential)
@@ -78,8 +78,7 @@ def _exponential32(x):
     p = p * r + F32(1.6666665459e-1)
     p = p * r + F32(5.0000001201e-1)
     p = p * r * r + r + F32(1)
-    result = from_bits(I32(bits(p) + I32(bits(shifted) << 23)))
-    return F32(0) if x < LOWEST32 else result
+    return F32(0) if x < LOWEST32 else p * from_bits(I32(bits(shifted) << 23))
 
 
 @exact

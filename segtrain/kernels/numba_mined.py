@@ -8,7 +8,7 @@ from segtrain.kernels.numba_compile import Kernel, exact
 from segtrain.kernels.numba_math import one_less, power
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 LENGTH = 256  # pixels of a block
 KEPT, LOSS, FOCAL = range(0, 3 * LENGTH, LENGTH)
 WORK = 3 * LENGTH

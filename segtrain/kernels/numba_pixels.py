@@ -16,7 +16,7 @@ from segtrain.kernels.numba_compile import exact
 from segtrain.kernels.numba_math import as_number, exponential, logarithm, power
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 NONE = F32(-np.inf)
 LENGTH = 256  # pixels of a block
 TOP, OWN, OTHERS, INVERSE, LOSS, P, Q, WEIGHT, KEPT, FOCAL, SLOPE, WEIGHED, SQUARES, FREE = range(

@@ -12,7 +12,7 @@ from segtrain.kernels.numba_compile import Kernel, exact, reordered
 from segtrain.kernels.numba_math import as_number, as_stored, exponential, logarithm, power
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 LENGTH = 256  # pixels of a block
 ODDS, P, Q, LOSS, FOCAL, WEIGHT, KEPT, VALUE, SLOPE = range(0, 9 * LENGTH, LENGTH)
 WORK = 9 * LENGTH
@@ -70,13 +70,13 @@ def count(labels, start, length, weights, keep, work):
 
 @exact
 def mine(length, cut, start, losses, mask, work):
-    """Store the losses, and leave pixels of no more than `cut` out of the pixel terms: 0 times NaN shows yet."""
+    """Store the losses, and leave pixels of no more than `cut` out of the pixel terms; NaN stays in, to show."""
     for b in range(length):
         losses[at(start + b)] = work[LOSS + b]
     for b in range(length):
-        mask[at(start + b)] = work[LOSS + b] > cut
+        mask[at(start + b)] = not work[LOSS + b] <= cut
     for b in range(length):
-        work[KEPT + b] = work[WEIGHT + b] if work[LOSS + b] > cut else F32(0)
+        work[KEPT + b] = F32(0) if work[LOSS + b] <= cut else work[WEIGHT + b]
 
 
 @exact
@@ -193,7 +193,7 @@ def _build_forward(sources):
 
 
 @exact
-def find_slopes(labels, start, length, slopes, gamma, has_focal, has_squares, work):
+def find_slopes(labels, start, length, slopes, gamma, has_squares, has_focal, work):
     """Write the change of the result with d: dp/dd = −p q, dq/dd = p q, dℓ/dd = q."""
     if has_focal:
         focal_power(length, gamma, work)
@@ -257,7 +257,7 @@ def _build_backward(sources):
         """Write the gradient of the pixels from `start` to `stop` of a class of an image.
 
         Args:
-            has: whether there are slopes of (focal, squared_probability).
+            has: whether there are slopes of (squared_probability, focal).
             slopes: [2, 4], for label 0 and label 1, times scale: of q or p less that of the other, ℓ, focal, square.
             result, result_origin, result_strides: where to write, as `stored`, `origin` and `strides`.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from segtrain.kernels.numba_compile import Kernel, exact, reordered
+from segtrain.kernels.numba_math import logarithm
 from segtrain.kernels.numba_pixels import (
     FOCAL,
     FREE,
@@ -17,6 +18,7 @@ from segtrain.kernels.numba_pixels import (
     ROW,
     SCORES,
     SMALLEST_SQUARED,
+    TOP,
     WEIGHT,
     P,
     count,
@@ -28,7 +30,7 @@ from segtrain.kernels.numba_pixels import (
 )
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 COLUMNS = 6  # of the table by label: pixels, kept, p, ℓ, focal, p²
 FEW_CLASSES = 8
 WAYS = 4  # tables that neighbouring pixels are added to in turn: an addition to one place waits for the last
@@ -36,13 +38,13 @@ WAYS = 4  # tables that neighbouring pixels are added to in turn: an addition to
 
 @exact
 def mine(length, cut, start, losses, mask, work):
-    """Store the losses, and leave pixels of no more than `cut` out of the pixel terms: 0 times NaN shows yet."""
+    """Store the losses, and leave pixels of no more than `cut` out of the pixel terms; NaN stays in, to show."""
     for b in range(length):
         losses[at(start + b)] = work[LOSS + b]
     for b in range(length):
-        mask[at(start + b)] = work[LOSS + b] > cut
+        mask[at(start + b)] = not work[LOSS + b] <= cut
     for b in range(length):
-        work[KEPT + b] = work[WEIGHT + b] if work[LOSS + b] > cut else F32(0)
+        work[KEPT + b] = F32(0) if work[LOSS + b] <= cut else work[WEIGHT + b]
 
 
 @exact
@@ -100,6 +102,7 @@ def add_squares(length, work, sums):
 
 @exact
 def add_own_squares(labels, start, length, work, table):
+    """Add p² of the label, which is in FREE, to the row of the label."""
     for b in range(length):
         table[at(WAYS * labels[at(start + b)] + b % WAYS), 5] += work[FREE + b]
 
@@ -117,17 +120,21 @@ def keep_scores(labels, start, length, work, raw):
 
 @reordered
 def add_log_mass(length, raw, work, sums):
-    """Add Σ_b kept_b −log p_cb: log Σ_j e^{z_j} is ℓ + z_y; a pixel that is not kept adds 0, whatever its scores."""
+    """Add Σ_b kept_b −log p_cb; a pixel that is not kept adds 0, whatever its scores."""
+    for b in range(length):  # log Σe, which of a likely label ℓ has to the last digit
+        is_top = work[OWN + b] == work[TOP + b]
+        work[FREE + b] = work[LOSS + b] if is_top else -logarithm(work[INVERSE + b]) + (work[LOSS + b] - work[LOSS + b])
     for c in range(sums.shape[1]):
         total = work.dtype.type(0)
         for b in range(length):
-            gap = work[LOSS + b] + work[OWN + b] - raw[at(c * ROW + b)]
+            gap = (work[TOP + b] - raw[at(c * ROW + b)]) + work[FREE + b]
             total += gap * work[KEPT + b] if work[KEPT + b] != 0 else F32(0)
         sums[2, c] += total
 
 
 @exact
 def add_terms(labels, start, length, gamma, is_square, wanted, work, by_class, table):
+    """Add what a block has to all sums but the log mass."""
     for b in range(length):
         work[LOSS + b] *= work[KEPT + b]
     if wanted[2]:

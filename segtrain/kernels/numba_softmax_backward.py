@@ -38,7 +38,7 @@ from segtrain.kernels.numba_pixels import (
 )
 
 F32 = np.float32
-at = np.uint64  # a place in an array that is not negative: others are looked at anew for each pixel
+at = np.uint64  # of a place: Numba asks of signed ones whether they are negative, pixel by pixel
 SLOPES = range(6)  # rows of the slopes
 OF_PROBABILITY, OF_SQUARE, OF_OWN, OF_LOSS, OF_FOCAL, OF_LOG_MASS = SLOPES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ def few_rows(values: Tensor) -> Tensor:
     height, width = values.shape[-2:]
     if 0 in values.stride():
         return values
+    if width == 1:
+        return values.as_strided((*values.shape[:-2], 1, height), (*values.stride()[:-2], 0, values.stride(-2)))
     if height == 1 or values.stride(-2) == width * values.stride(-1):
         return values.as_strided((*values.shape[:-2], 1, height * width), (*values.stride()[:-2], 0, values.stride(-1)))
     return values
@@ -54,7 +57,8 @@ def flat(values: Tensor | None, kind: np.dtype[Any]) -> Array:
     """Return `[N, P]` of this type from `[N, ...]`; `[1, 0]` for None."""
     if values is None:
         return np.empty((1, 0), kind)
-    array: Array = np.ascontiguousarray(values.detach().flatten(1).numpy().astype(kind, copy=False))
+    dtype = torch.from_numpy(np.empty(0, kind)).dtype
+    array: Array = values.detach().flatten(1).to(dtype).contiguous().numpy()
     return array
 
 
@@ -68,10 +72,14 @@ def runs(images: int, pixels: int, *, channels: int) -> Iterator[Run]:
 
 def share_out(work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
     """Call `work` with each of the jobs, in as many threads as torch uses; it must leave Python's lock for that."""
-    waiting = iter(jobs)  # each thread takes the next one
+    waiting = deque(jobs)
 
     def go_on() -> None:
-        for job in waiting:
+        while True:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
             work(job)
 
     helpers = min(torch.get_num_threads(), len(jobs)) - 1
@@ -79,6 +87,10 @@ def share_out(work: Callable[[Any], None], jobs: Sequence[Any]) -> None:
         return go_on()
     with ThreadPoolExecutor(helpers) as pool:
         results = [pool.submit(go_on) for _ in range(helpers)]
-        go_on()
+        try:
+            go_on()
+        except BaseException:  # Ctrl-C too: the others end with the job that they are at
+            waiting.clear()
+            raise
     for result in results:
         result.result()  # raises what it raised

@@ -109,7 +109,7 @@ def forward(inputs: Inputs, request: Request) -> tuple[Tensor, Tensor, Tensor]:
         buckets = _numbered(labels, pixels.num_classes)
         mask = mined.finish(*numbers, buckets, num_buckets=2 * pixels.num_classes)
         if not mined.was_right:
-            gamma = np.array([[settings[3]] * 3 for settings in pixels.settings] * len(inputs.logits))
+            gamma = np.array([[settings[3]] * 3 for settings in pixels.settings] * len(inputs.logits)).reshape(-1, 3)
             rows = pixels.num_classes
             sums |= mined_sums(mined, pixels.labels, gamma, pixels.weight, wanted=request.wanted, weight_rows=rows)
         mask = mask.view(inputs.target.shape)
@@ -170,7 +170,7 @@ def backward(grads: Mapping[str, Tensor], inputs: Inputs, request: Request) -> T
         logits, rows = inputs.logits, result
     pixels = Pixels.prepare(inputs, request, logits=logits)
     slopes = _slopes(grads, request, pixels)
-    has = ("focal" in grads or "focal_negatives" in grads, "squared_probability" in grads)
+    has = ("squared_probability" in grads, "focal" in grads or "focal_negatives" in grads)
     stored, written = memory(logits), memory(rows)
 
     def work(run: Run) -> None:
@@ -192,5 +192,6 @@ def _slopes(grads: Mapping[str, Tensor], request: Request, pixels: Pixels) -> Ar
     squares = (of["squared_probability"], -of["squared_probability"])
     stacked = [torch.stack([*row, square], dim=2) for row, square in zip(by_label, squares, strict=True)]
     slopes = torch.stack(stacked, dim=2).flatten(0, 1) * request.scale
-    array: Array = slopes.numpy().astype(pixels.kind)
+    with np.errstate(over="ignore"):
+        array: Array = slopes.numpy().astype(pixels.kind)
     return array

@@ -33,13 +33,17 @@ class Pixels:
     Attributes:
         logits: `[N, C, rows, columns]`.
         labels: int16 `[N, P]`, C where ignored.
-        settings: the arguments of both kernels from the shift on.
+        weight: what each pixel counts, `[N, P]`; keep: bool, whether in the pixel terms; `[1, 0]` for none.
+        gamma: `[C + 1]`, with a number for ignored pixels.
+        settings: the arguments of both kernels from the shift to γ.
+        kind: the type that is calculated in.
     """
 
     logits: Tensor
     labels: Array
     weight: Array
     keep: Array
+    gamma: Array
     settings: tuple[Any, ...]
     kind: np.dtype[Any]
 
@@ -52,7 +56,8 @@ class Pixels:
         def vector(values: Tensor | None, *, factor: float = 1.0) -> Array:
             padded = np.zeros(num_classes + 1, kind)
             if values is not None:
-                padded[:num_classes] = values.detach().double().numpy() * factor
+                with np.errstate(over="ignore"):
+                    padded[:num_classes] = values.detach().double().numpy() * factor
             return padded
 
         gamma = np.zeros(num_classes + 1, kind)
@@ -62,6 +67,7 @@ class Pixels:
             labels=labels.to(torch.int16).flatten(1).contiguous().numpy(),
             weight=flat(inputs.pixel_weight, kind),
             keep=flat(inputs.keep, np.dtype(np.bool_)),
+            gamma=gamma,
             settings=(
                 vector(inputs.shift)[:num_classes],
                 vector(inputs.margin, factor=request.scale),
@@ -90,8 +96,8 @@ class Pixels:
         """Return the arguments that both kernels begin with."""
         image, start, stop = run
         origin, strides = place(self.logits, image)
-        masks = (row[image] if row.size else row[0] for row in (self.weight, self.keep))
-        return stored, origin, strides, self.logits.shape[3], start, stop, self.labels[image], *masks, *self.settings
+        factors = (row[image] if row.size else row[0] for row in (self.weight, self.keep))
+        return stored, origin, strides, self.logits.shape[3], start, stop, self.labels[image], *factors, *self.settings
 
 
 def place(values: Tensor, image: int) -> tuple[int, tuple[int, ...]]:
@@ -164,7 +170,7 @@ def _read(pixels: Pixels, wanted: tuple[str, ...], mined: Mined | None) -> dict[
 
 def _mined_sums(pixels: Pixels, request: Request, mined: Mined) -> dict[str, Tensor]:
     """Return the sums over the pixels that mining keeps, from the loss of each: q = 1 − e^{−ℓ}."""
-    sums = mined_sums(mined, pixels.labels, pixels.settings[3][None], pixels.weight, wanted=request.wanted)
+    sums = mined_sums(mined, pixels.labels, pixels.gamma[None], pixels.weight, wanted=request.wanted)
     if "log_mass" in request.wanted:
         kept = replace(pixels, keep=mined.mask.numpy())
         sums["log_mass"] = _read(kept, ("log_mass",), None)["log_mass"]
@@ -205,4 +211,5 @@ def _slopes(grads: Mapping[str, Tensor], request: Request, pixels: Pixels) -> Ar
     for name in MASS:
         if name in grads:
             slopes[:, numba_softmax_backward.OF_OWN, :-1] += grads[name].numpy()
-    return (slopes * request.scale).astype(pixels.kind)
+    with np.errstate(over="ignore"):
+        return (slopes * request.scale).astype(pixels.kind)

@@ -18,6 +18,7 @@ from segtrain.losses.hard_examples import HardExamples
 from segtrain.losses.plain_sums import plain_sums
 
 Activation = Literal["softmax", "sigmoid"]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 __all__ = [
     "PREDICTIONS",
     "SUMS",
@@ -204,8 +205,11 @@ def check_inputs(
     keep: Tensor | HardExamples | None = None,
 ) -> None:
     """Raise ValueError where shapes or types are not those of `class_sums`; a sigmoid target is `[N, C, H, W]` here."""
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float [N, C, H, W], found {logits.dtype} {list(logits.shape)}")
+    if logits.dim() != 4 or logits.dtype not in DTYPES:
+        raise ValueError(
+            f"logits must be float16, bfloat16, float32 or float64 [N, C, H, W], found {logits.dtype} "
+            f"{list(logits.shape)}"
+        )
     pixels = [logits.shape[0], *logits.shape[2:]]
     expected = pixels if activation == "softmax" else list(logits.shape)
     names = "[N, H, W]" if activation == "softmax" else "[N, C, H, W]"

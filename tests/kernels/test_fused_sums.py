@@ -287,3 +287,59 @@ def test_gradients_of_extreme_pixels_keep_their_digits(classes: int, sigmoid: bo
         return torch.autograd.grad((make(Inputs(leaf, target.byte()), request)[name] * factors).sum(), leaf)[0].double()
 
     torch.testing.assert_close(slope(fused_sums, logits), slope(plain_sums, logits.double()), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_pixel_weights_of_any_type_are_taken(dtype: torch.dtype, sigmoid: bool) -> None:
+    inputs, request = case({}, classes=3, sigmoid=sigmoid)
+    weight = torch.ones(3, 9, 70)
+    weight[:, ::2] = 0
+    found = fused_sums(replace(inputs, pixel_weight=weight.to(dtype)), request)
+    for name, value in fused_sums(replace(inputs, pixel_weight=weight), request).items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("name", ["threshold", "top k", "per class", "as it is"])
+def test_an_empty_batch_has_empty_sums_whatever_is_mined(name: str, sigmoid: bool) -> None:
+    inputs, request = case(OPTIONS[name], classes=4, sigmoid=sigmoid)
+    sums = fused_sums(Inputs(inputs.logits[:0], inputs.target[:0]), request)
+    assert all(value.shape == (0, 4) for value in sums.values())
+
+
+@pytest.mark.parametrize("label", [-1e8, -1e30, -torch.inf])
+def test_log_mass_keeps_its_digits_where_the_label_is_all_but_impossible(label: float) -> None:
+    inputs, request = case({}, classes=4, dtype=torch.float32)
+    target = torch.zeros_like(inputs.target)
+    logits = inputs.logits.clone()
+    logits[:, 0, ::2] = label
+    found = fused_sums(Inputs(logits, target), request)["log_mass"][:, 1:]
+    exact = plain_sums(Inputs(logits.double(), target), replace(request, wanted=("log_mass",)))["log_mass"][:, 1:]
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_pixel_of_nan_counts_as_kept_in_a_threshold_taken_at_once(sigmoid: bool) -> None:
+    inputs, request = case(OPTIONS["threshold"], classes=3, sigmoid=sigmoid)
+    logits = inputs.logits.clone()
+    target = inputs.target.clone()
+    logits[1, :, 2, 5], target[1, ..., 2, 5] = torch.nan, 1
+    found, expected = (make(Inputs(logits, target), request) for make in (fused_sums, plain_sums))
+    assert torch.equal(found["kept"], expected["kept"])
+    assert bool(found["cross_entropy"].isnan().any())
+
+
+def test_logits_one_pixel_wide_are_joined_whatever_their_last_stride() -> None:
+    inputs, request = case({}, classes=3)
+    tall = inputs.logits.transpose(2, 3)[..., :1]
+    target = inputs.target.transpose(1, 2)[..., :1]
+    expected = gradient(fused_sums, Inputs(tall.contiguous(), target), request)
+    torch.testing.assert_close(gradient(fused_sums, Inputs(tall, target), request), expected, rtol=1e-12, atol=1e-12)
+    assert rows.few_rows(tall).shape[-2] == 1
+
+
+def test_logits_of_eight_bits_are_refused() -> None:
+    inputs, _ = case({}, classes=3)
+    with pytest.raises(ValueError, match="float16, bfloat16, float32 or float64"):
+        class_sums(inputs.logits.to(torch.float8_e4m3fn), inputs.target)

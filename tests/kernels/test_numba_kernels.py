@@ -12,6 +12,7 @@ import pytest
 import torch
 from numba import njit
 
+from segtrain.errors import SegtrainError
 from segtrain.kernels import numba_compile, numba_math
 
 SOURCE = """
@@ -98,6 +99,15 @@ def test_ends_of_the_range_are_kept(kind: Any) -> None:
     np.testing.assert_array_equal(found, np.array([0.0, 1.0, np.nan, 1.0], kind))
 
 
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001, 0xFF800001, 0x7FC00000])
+def test_every_nan_stays_one(bits: int) -> None:
+    values = np.array([bits] * 20, np.uint32).view(np.float32)
+    found = np.empty_like(values)
+    for function in (_exponentials, _one_less):
+        function(values, found)
+        assert np.isnan(found).all()
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 3.0])
 def test_powers_are_those_of_numpy(kind: Any, exponent: float) -> None:
@@ -152,11 +162,26 @@ def test_code_is_kept_until_any_source_of_the_kernels_changes(
     assert hits(numba_compile.Kernel(module.build)) == 0
 
 
-def test_sources_are_those_of_all_kernels_for_cpus() -> None:
-    numba_compile._sources.cache_clear()
-    before, folder = numba_compile._sources(), Path(numba_compile.__file__).parent
-    assert {path.name for path in folder.glob("numba_*.py")} >= {"numba_math.py", "numba_pixels.py", "numba_softmax.py"}
-    assert len(before) == 64
+@pytest.mark.parametrize("name", ["numba_math.py", "numba_pixels.py", "numba_softmax.py", "numba_compile.py"])
+def test_sources_are_those_of_all_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before, whole = numba_compile._sources.__wrapped__(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: whole(path) + (b"#" if path.name == name else b""))
+    assert numba_compile._sources.__wrapped__() != before
+
+
+@pytest.mark.parametrize("content", [b"", b"cut"])
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_damage_to_what_is_kept_harms_nothing(module: ModuleType, content: bytes, suffix: str) -> None:
+    assert hits(numba_compile.Kernel(module.build)) == 0
+    (path,) = (Path(str(module.__file__)).parent / "__pycache__").glob(f"*{suffix}")
+    path.write_bytes(path.read_bytes()[:50] if content else b"")
+    assert numba_compile.Kernel(module.build)(np.arange(4.0)) == 6
+
+
+def test_no_kernel_is_made_where_numba_may_not_compile(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_compile.config, "DISABLE_JIT", 1)
+    with pytest.raises(SegtrainError, match="NUMBA_DISABLE_JIT"):
+        numba_compile.Kernel(module.build)
 
 
 @pytest.mark.parametrize("error", ["compile", "write"])
