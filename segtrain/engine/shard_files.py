@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -38,10 +39,27 @@ CLASSES = (
     *("Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
     *("StorageMeta", "_MEM_FORMAT_ENCODING", "_StorageInfo"),
 )
+
+
+def _member(kind: Any, name: str) -> Any:
+    """Return the member of an enumeration: early versions of Python 3.11 (3.11.2 was seen to) name getattr for it."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[name]
+    raise pickle.UnpicklingError(f"it asks {kind!r} for {name}, which describes no tensor")
+
+
+def _layout(name: str) -> torch.layout:
+    value = getattr(torch, str(name).removeprefix("torch."), None)
+    if isinstance(value, torch.layout):
+        return value
+    raise pickle.UnpicklingError(f"it names {name} as a layout, which describes no tensor")
+
+
 OTHER_NAMES = {
     **{(module, name): PurePath for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")},
     ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): lambda name: getattr(torch, str(name).removeprefix("torch.")),
+    ("torch.serialization", "_get_layout"): _layout,
+    ("builtins", "getattr"): _member,
 }
 
 

@@ -18,11 +18,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from segtrain.config import parse_config
 from segtrain.engine import evaluate, train
 from segtrain.engine.checkpoint import load_checkpoint
-from segtrain.engine.shard_files import load_sharded, newest_sharded, read_metadata, sharded_folders, stored_sizes
+from segtrain.engine.shard_files import (
+    OTHER_NAMES,
+    load_sharded,
+    newest_sharded,
+    read_metadata,
+    sharded_folders,
+    stored_sizes,
+)
 from segtrain.errors import CheckpointError, ConfigError
 
 SECONDS = 480
@@ -191,3 +199,12 @@ def test_what_does_not_go_together_is_refused(ranks: list[dict[str, Any]], plain
         assert "train.parallel was 'fsdp' and is 'ddp'" in rank["other"]
     with pytest.raises(ConfigError, match="this is one process"):
         train(parse_config(plain | {"name": "alone", "train": plain["train"] | {"parallel": "fsdp"}}))
+
+
+def test_a_description_asks_for_members_of_enumerations_and_layouts_alone() -> None:
+    member, layout = OTHER_NAMES["builtins", "getattr"], OTHER_NAMES["torch.serialization", "_get_layout"]
+    assert member(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST") is _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    assert layout("torch.strided") is torch.strided
+    for ask in (lambda: member(torch, "load"), lambda: layout("torch.load"), lambda: member(str, "format")):
+        with pytest.raises(pickle.UnpicklingError, match="describes no tensor"):
+            ask()
