@@ -19,7 +19,7 @@ def nan_warning(count: int, split: str) -> str:
     """Return what to say of an evaluation in which `count` images (or tiles) had logits that are not finite."""
     what = "image (or tile) has" if count == 1 else "images (or tiles) have"
     said = f"{count} {what} logits that hold NaN or infinity: the scores of {split} mean nothing there"
-    return f"{said}, and such an evaluation is never the best; {REMEDY}"
+    return f"{said}, and such an evaluation beats no other; {REMEDY}"
 
 
 class NanError(SegtrainError):
